@@ -1,0 +1,107 @@
+"""What may stand on the command line: JSON values, durations and instants, each with a text that says how to write it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final, NoReturn
+
+import click
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|min|[smhdw])\s*")
+_FOUND_MAX: Final = 40
+
+
+class JsonValue(click.ParamType):
+    """One JSON value; `-` reads it from stdin."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        text, where = (sys.stdin.read(), "stdin") if value == "-" else (value, "it")
+        try:
+            return json.loads(text, parse_constant=_refuse_constant)
+        except json.JSONDecodeError as error:
+            position = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
+            found = text[error.pos : error.pos + _FOUND_MAX]
+            said = f"found {found!r}" if found else "it ends there"
+            # `Expecting value`, but the colon or comma that json names is worth repeating.
+            expected = error.msg.removeprefix("Expecting ").replace("value", "a JSON value")
+            if not error.msg.startswith("Expecting"):
+                expected = f"JSON ({error.msg.rstrip(' at')})"
+            if where == "stdin":
+                text = ""
+            self.fail(f"{where} is not JSON: expected {expected} at {position}, {said}.\n{_how_to_quote(text)}")
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON: {error}")
+        except RecursionError:
+            self.fail("it is nested too deeply")
+
+
+class Duration(click.ParamType):
+    """Seconds: `2.5`, or with units: `500ms`, `90s`, `1h30m`, `7d`."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if not isinstance(value, str):
+            return float(value)
+        text = value.strip().lower()
+        if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
+            return float(text)
+        if text and not _PART.sub("", text):
+            return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+        self.fail(f"{value.strip()!r} is not a duration: write seconds (2.5), or units, as in 500ms, 90s, 1h30m, 7d")
+
+
+class Instant(click.ParamType):
+    """An ISO 8601 instant with its zone."""
+
+    name = "instant"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        example = datetime.now(UTC).astimezone().replace(hour=18, minute=0, second=0, microsecond=0)
+        try:
+            at = datetime.fromisoformat(value.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not an instant: write ISO 8601 with a zone, as in {example.isoformat()}")
+        if at.tzinfo is None:
+            self.fail(
+                f"{value!r} does not say its zone: write {value.strip()}Z for UTC, or as in {example.isoformat()}"
+            )
+        return at
+
+
+JSON: Final = JsonValue()
+DURATION: Final = Duration()
+INSTANT: Final = Instant()
+
+
+class JsonCommand(click.Command):
+    """A command with JSON arguments, so that `-5` is a number and not an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # JSON allows blanks before a value, and click takes what begins with one for a value.
+        return super().parse_args(ctx, [f" {each}" if re.match(r"-\.?\d", each) else each for each in args])
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number: write null, or a text")
+
+
+def _how_to_quote(text: str) -> str:
+    """What was probably meant, ready for the shell."""
+    lines = ["Quote JSON for the shell with single quotes:"]
+    if text and re.fullmatch(r"[\w .:/@+-]+", text):
+        lines.append(f"  a text      '{json.dumps(text, ensure_ascii=False)}'")
+    else:
+        lines.append("  a text      '\"hello\"'")
+    lines += ['  an object   \'{"id": "o-1", "total": 5}\'', "  a number    5", "  from stdin  -"]
+    return "\n".join(lines)

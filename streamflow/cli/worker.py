@@ -1,0 +1,172 @@
+"""The command `worker`: serve an app until SIGTERM or Ctrl-C, then stop gracefully.
+
+The first signal stops: what is under way becomes durable if it is quick about it, and the partitions go to other workers
+at once. A second signal exits without waiting; nothing is lost by that either, the next owner goes on from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from streamflow.cli.apps import load_app
+from streamflow.cli.output import Output
+from streamflow.cli.session import json_option, url_option
+
+if TYPE_CHECKING:
+    from streamflow import App
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+_COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31;1"}
+
+
+@click.command("worker", short_help="Serve an app: run its workflows and steps until stopped.")
+@click.argument("spec", metavar="MODULE:APP")
+@click.option(
+    "--max-parallel-steps", type=click.IntRange(min=1), help="Steps at once in this process; the app's default."
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Local state; it can be rebuilt from the log.  [default: beside the SQLite file]",
+)
+@click.option(
+    "--no-create-topics", is_flag=True, help="Refuse to start when topics are missing, instead of making them."
+)
+@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True)
+@url_option
+@json_option
+def worker(
+    spec: str,
+    max_parallel_steps: int | None,
+    state_dir: Path | None,
+    no_create_topics: bool,
+    log_level: str,
+    url: str,
+    as_json: bool,
+) -> None:
+    """Serve an app: run its workflows and steps until SIGTERM or Ctrl-C, which stop gracefully.
+
+    MODULE is imported with the current folder on the path; a file works as well (shop.py:app). Start as many workers as
+    you like, on one log: they share the partitions. A second Ctrl-C exits at once.
+
+    \b
+    Example:
+      streamflow worker shop:app
+      streamflow worker shop/flows.py:app --url sqlite:////var/lib/shop.db --max-parallel-steps 16
+    """
+    app = load_app(spec)
+    _log_to_stderr(log_level.upper())
+    asyncio.run(
+        _serve(
+            app,
+            url,
+            Output(as_json=as_json),
+            state_dir=state_dir,
+            max_parallel_steps=max_parallel_steps,
+            create=not no_create_topics,
+        )
+    )
+
+
+async def _serve(
+    app: App, url: str, output: Output, *, state_dir: Path | None, max_parallel_steps: int | None, create: bool
+) -> None:
+    from streamflow.log import open_log
+    from streamflow.worker import Worker
+
+    with _stop_on_signal(output) as stopping:
+        log = await open_log(url, app=app.name, create=create)
+        try:
+            worker = Worker(app, log, state_dir=state_dir, max_parallel_steps=max_parallel_steps)
+            try:
+                await worker.start()
+                _announce(app, url, log.partitions, output)
+                died = asyncio.create_task(worker.wait(), name="worker")
+                stopped = asyncio.create_task(stopping.wait(), name="stop signal")
+                await asyncio.wait((died, stopped), return_when=asyncio.FIRST_COMPLETED)
+                stopped.cancel()
+            finally:
+                await worker.stop()
+            await died  # what it died of, if it did
+        finally:
+            await log.close()
+    output.say("Stopped.")
+
+
+def _announce(app: App, url: str, partitions: int, output: Output) -> None:
+    place = url.partition("?")[0]  # options may hold a password
+    if output.as_json:
+        output.line({"app": app.name, "url": place, "partitions": partitions, "pid": os.getpid()})
+    output.say(
+        f"Serving app {app.name} ({_count(app.workflows, 'workflow')}, {_count(app.steps, 'step')}) on {place}, "
+        f"partitions 0 to {partitions - 1}, pid {os.getpid()}; Ctrl-C stops gracefully"
+    )
+
+
+def _count(things: dict[str, object] | object, what: str) -> str:
+    number = len(things)  # type: ignore[arg-type]
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+@contextmanager
+def _stop_on_signal(output: Output) -> Iterator[asyncio.Event]:
+    """An event that SIGTERM or SIGINT sets; a second signal ends the process.
+
+    Handlers of `signal`, not of the event loop: a step that blocks the loop must not keep a second Ctrl-C from its work.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(128 + number)
+        loop.call_soon_threadsafe(stop)
+
+    def stop() -> None:
+        output.say("Stopping: handing over what is under way (a second signal exits at once)")
+        stopping.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Formatter(logging.Formatter):
+    """One line a record; on a terminal warnings and errors are coloured."""
+
+    def __init__(self, *, coloured: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S" if coloured else None)
+        self._coloured = coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        colour = _COLOURS.get(record.levelno) if self._coloured else None
+        return f"\x1b[{colour}m{text}\x1b[0m" if colour else text
+
+
+def _log_to_stderr(level: str) -> None:
+    """Send logs to stderr, unless the app has set up logging itself."""
+    logging.getLogger("streamflow").setLevel(level)
+    root = logging.getLogger()
+    if root.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter(coloured=sys.stderr.isatty() and not os.environ.get("NO_COLOR")))
+    root.addHandler(handler)
+    root.setLevel(level)

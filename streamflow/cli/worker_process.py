@@ -1,0 +1,173 @@
+"""Worker processes that a command starts, measures and kills; whatever happens to the command, they end with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from streamflow.errors import StreamflowError
+
+STOP_SECONDS: Final = 10.0
+"""How long a worker may take to stop on SIGTERM before it is killed: twice what it allows itself."""
+
+_POLL_SECONDS: Final = 0.02
+_TAIL_LINES: Final = 15
+_PAGE_BYTES: Final = 1024
+
+T = TypeVar("T")
+
+
+class WorkerDied(StreamflowError):
+    """A worker process ended although nobody ended it; the text has the end of what it wrote."""
+
+
+class WorkerProcess:
+    """One `streamflow worker` in a process of its own; what it writes goes to the file `output`."""
+
+    def __init__(self, command: Sequence[str], output: Path, variables: Mapping[str, str]) -> None:
+        self.output = output
+        self.killed = False
+        with output.open("ab") as sink:
+            # A session of its own: Ctrl-C in the terminal reaches the command alone, which then decides.
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                env={**os.environ, **variables},
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def check(self) -> None:
+        """Raise `WorkerDied` when the process ended without our doing."""
+        if not self.killed and not self.is_alive:
+            lines = self.output.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            said = "\n  ".join(lines) or "(nothing)"
+            raise WorkerDied(f"worker {self.pid} ended with exit code {self._process.returncode}; it wrote:\n  {said}")
+
+    def kill(self) -> None:
+        """SIGKILL: the process has no chance to tidy up."""
+        self.killed = True
+        self._process.kill()
+        self._process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM, then wait for the process to end; its exit code. A worker that does not stop is killed."""
+        self.killed = True
+        self._process.terminate()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                while self.is_alive:
+                    await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            self.kill()
+        return self._process.wait()
+
+    def cpu_seconds(self) -> float:
+        """User and system time that the process has used, of all its threads; 0.0 where there is no /proc."""
+        fields = _read_proc(self.pid, "stat").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+    def memory_bytes(self) -> int:
+        """Resident memory now; 0 where there is no /proc."""
+        return self._memory("VmRSS:")
+
+    def memory_bytes_peak(self) -> int:
+        """The most resident memory that the process ever had; 0 where there is no /proc."""
+        return self._memory("VmHWM:")
+
+    def _memory(self, name: str) -> int:
+        for line in _read_proc(self.pid, "status").splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * _PAGE_BYTES
+        return 0
+
+
+def _read_proc(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
+
+
+class Workers:
+    """The worker processes of one command. Leaving the block kills those that still run, whatever the reason."""
+
+    def __init__(self) -> None:
+        self.all: list[WorkerProcess] = []
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for worker in self.all:
+            if worker.is_alive:
+                worker.kill()
+
+    def start(
+        self,
+        app: str,
+        url: str,
+        output: Path,
+        *options: str,
+        variables: Mapping[str, str] | None = None,
+        profile: Path | None = None,
+    ) -> WorkerProcess:
+        """Start `streamflow worker APP --url URL OPTIONS…`; with `profile`, under cProfile, which writes there."""
+        under = [] if profile is None else ["-m", "cProfile", "-o", str(profile)]
+        command = [sys.executable, *under, "-m", "streamflow.cli.main", "worker", app, "--url", url, *options]
+        worker = WorkerProcess(command, output, variables or {})
+        self.all.append(worker)
+        return worker
+
+    def check(self) -> None:
+        """Raise `WorkerDied` when one of them ended without our doing."""
+        for worker in self.all:
+            worker.check()
+
+    async def watch(self) -> None:
+        """Check them for ever: a task beside the one that waits for what they do."""
+        while True:
+            self.check()
+            await asyncio.sleep(0.1)
+
+    async def stop(self) -> None:
+        """Stop gracefully those that still run, at the same time."""
+        await asyncio.gather(*(worker.stop() for worker in self.all if worker.is_alive))
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run`, where SIGTERM and SIGHUP end `main` as Ctrl-C does: with its `finally` blocks."""
+
+    async def guarded() -> T:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(main)
+        received: list[int] = []
+
+        def end(number: int) -> None:
+            received.append(number)
+            task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, end, number)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if received:
+                raise SystemExit(128 + received[0]) from None
+            raise
+
+    return asyncio.run(guarded())

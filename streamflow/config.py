@@ -1,0 +1,50 @@
+"""Every limit by name, with the reason for its size. Frozen; a worker is given one `Limits`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+RECORD_BYTES_MAX: Final = 1_000_000
+"""One record of the log: librdkafka's `message.max.bytes` default, so that a log may move to Kafka as it is."""
+
+PAYLOAD_BYTES_MAX: Final = 900_000
+"""One argument list, result, signal or progress value: fits a record with everything that goes around it."""
+
+TRACEBACK_BYTES_MAX: Final = 16_384
+"""The end of a traceback that is kept with an error: enough for the frames that matter."""
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """The limits of one worker process."""
+
+    live_runs_max: int = 2_048
+    """Runs kept in memory with their code per partition; a parked run costs about 6 KiB there, a reload about 0.3 ms."""
+
+    decided_turns_unacknowledged_max: int = 4_096
+    """Turns decided ahead of the log per partition: a second's worth at full speed; then deciding waits."""
+
+    pass_inputs_max: int = 256
+    """Inputs taken in one pass: 20 to 30 ms of work, so that the event loop stays responsive."""
+
+    commands_read_max: int = 512
+    """Commands read at once per partition; unread ones stay in the log (back-pressure)."""
+
+    steps_waiting_max: int = 20_000
+    """Attempts that wait for a free slot per worker; above it the worker takes no new commands."""
+
+    step_threads_max: int = 64
+    """Threads for plain `def` steps: they mostly wait for IO, and each costs a stack."""
+
+    loop_blocked_seconds: float = 0.5
+    """A step that keeps the event loop this long is named in a warning."""
+
+    stop_seconds: float = 5.0
+    """How long a stopping worker waits for what is under way to become durable."""
+
+    request_seconds: float = 30.0
+    """How long a client waits for the answer to a command before it raises `Unavailable`."""
+
+
+LIMITS: Final = Limits()

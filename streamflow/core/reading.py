@@ -1,0 +1,121 @@
+"""The reading rule: which records of a history partition count. Every reader uses this one class.
+
+A record counts only if its term is the newest claimed one and its seq is exactly the last one plus one. A repeat is
+dropped; after a gap nothing of that term counts any more, until a newer claim. A reader that starts at the head of a
+trimmed log takes its first record as valid, since the cut is always made at a valid one. Only the first claim of a term
+counts. (Why: two owners can write at once for a moment, and a producer may repeat its own batch; see DESIGN.md.)
+"""
+
+from __future__ import annotations
+
+from streamflow.core.events import Claim, HistoryRecord, Turn
+
+
+class ReadingRule:
+    """The fence as a reader sees it: `term` and `seq` of the last valid record."""
+
+    __slots__ = ("gap", "seq", "started", "term")
+
+    def __init__(self, *, term: int = 0, seq: int = 0, started: bool = False) -> None:
+        self.term = term
+        self.seq = seq
+        self.started = started
+        self.gap = False
+
+    def accepts(self, record: HistoryRecord) -> bool:
+        """Whether the next record of the partition counts; records come in offset order, each once per reader."""
+        if not self.started:
+            self.started = True
+            self.term = record.term
+            self.seq = 0 if isinstance(record, Claim) else record.seq
+            return True
+        if isinstance(record, Claim):
+            if record.term <= self.term:
+                return False
+            self.term, self.seq, self.gap = record.term, 0, False
+            return True
+        if record.term != self.term or self.gap or record.seq <= self.seq:
+            return False
+        if record.seq != self.seq + 1:
+            self.gap = True
+            return False
+        self.seq = record.seq
+        return True
+
+
+class Assembler:
+    """Joins the parts of turns that were too large for one record; parts of one turn follow each other."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self) -> None:
+        self.parts: list[Turn] = []
+
+    def add(self, part: Turn) -> Turn | None:
+        """The whole turn when `part` is its last part, else None."""
+        if part.part == 0:
+            self.parts = []  # what came before was cut off by a crash, and never counted
+            if part.last:
+                return part
+        elif len(self.parts) != part.part or self.parts[-1].turn != part.turn:
+            self.parts = []
+            return None
+        self.parts.append(part)
+        if not part.last:
+            return None
+        whole, self.parts = join(self.parts), []
+        return whole
+
+    def drop(self) -> None:
+        """A claim: parts of the old owner without their last one never count."""
+        self.parts = []
+
+
+def split(turn: Turn, sizes: list[int], *, bytes_max: int) -> list[Turn]:
+    """Cut a turn into parts of at most `bytes_max` bytes of events, given each event's size. At least one part.
+
+    An event larger than that stays alone in its part: its size was checked before it was decided.
+    """
+    assert len(sizes) == len(turn.events), (len(sizes), len(turn.events))
+    groups: list[list[int]] = [[]]
+    filled = 0
+    for index, size in enumerate(sizes):
+        if groups[-1] and filled + size > bytes_max:
+            groups.append([])
+            filled = 0
+        groups[-1].append(index)
+        filled += size
+    last = len(groups) - 1
+    return [
+        Turn(
+            workflow_id=turn.workflow_id,
+            turn=turn.turn,
+            term=turn.term,
+            seq=turn.seq + part,
+            at=turn.at,
+            consumed=turn.consumed,
+            events=[turn.events[index] for index in group],
+            commands=turn.commands if part == last else [],
+            part=part,
+            last=part == last,
+        )
+        for part, group in enumerate(groups)
+    ]
+
+
+def join(parts: list[Turn]) -> Turn:
+    """The turn of which these are all the parts, in order."""
+    last = parts[-1]
+    assert last.last and [part.part for part in parts] == list(range(len(parts))), parts
+    return Turn(
+        workflow_id=last.workflow_id,
+        turn=last.turn,
+        term=last.term,
+        seq=last.seq,
+        at=last.at,
+        consumed=last.consumed,
+        events=[event for part in parts for event in part.events],
+        commands=last.commands,
+        part=0,
+        last=True,
+    )

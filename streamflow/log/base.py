@@ -1,0 +1,132 @@
+"""The log port: topics with partitions and offsets, one fenced writer per history partition, group membership.
+
+What every adapter promises (tests/contract/test_log.py runs against each):
+
+- **Order and offsets.** A record appended to a topic partition gets the next offset; offsets never repeat and only
+  grow; readers see records in offset order and only once they are durable.
+- **Fence.** `append` to history is a compare-and-swap: it succeeds only if nobody else wrote since the caller last
+  knew the end. `Fenced` means that the caller's knowledge is stale: nothing of that batch was written. `Unavailable`
+  means that the outcome is a refusal for now (SQLite) or unknown (Kafka): the caller must re-read before it goes on.
+- **Asynchronous acknowledgement.** `append` and `publish` return futures at once, in call order; several may be under
+  way. Appends of several partitions that wait at the same time share one transaction where the log has them.
+- **Membership is never the fence.** The group only says who should try to own what; two members may believe that they
+  own one partition, and the fence decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Final, NamedTuple, Protocol
+
+COMMANDS: Final = "commands"
+HISTORY: Final = "history"
+TIMERS: Final = "timers"
+STATUS: Final = "status"
+REPLIES: Final = "replies"
+DEAD_LETTERS: Final = "dead-letters"
+TOPICS: Final = (COMMANDS, HISTORY, TIMERS, STATUS, REPLIES, DEAD_LETTERS)
+COMPACTED: Final = frozenset({TIMERS, STATUS})
+"""Topics that keep the newest record of each key; older ones may vanish, offsets stay."""
+
+
+class Record(NamedTuple):
+    """One entry of a topic partition. `value` is None for a tombstone (compacted topics only)."""
+
+    offset: int
+    key: bytes
+    value: bytes | None
+
+
+class Outgoing(NamedTuple):
+    """A record to publish: to `topic` (without the app's prefix) and an explicit `partition`."""
+
+    topic: str
+    partition: int
+    key: bytes
+    value: bytes | None
+
+
+class Log(Protocol):
+    """A log opened for one app. Created by `open_log(url, app=…)`; used on one event loop; closed once."""
+
+    @property
+    def app(self) -> str: ...
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions each topic has; fixed when the topics are created."""
+        ...
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def identity(self) -> str:
+        """Which log this is (cluster and topic ids); a local store of another identity is wiped."""
+        ...
+
+    def append(self, partition: int, expected_offset: int, records: Sequence[tuple[bytes, bytes]]) -> asyncio.Future[int]:
+        """Append (key, value) records to `history[partition]`, all or nothing, if its end is at `expected_offset`.
+
+        The future gives the offset of the first record (== `expected_offset`) once all are durable.
+        Raises `Fenced` (end elsewhere, nothing written) or `Unavailable` (disk full, locked, unreachable).
+        Appends to one partition may be pipelined; when one fails, later ones that build on it fail as `Fenced` too.
+        """
+        ...
+
+    def publish(self, records: Sequence[Outgoing], *, published: tuple[int, int] | None = None) -> asyncio.Future[None]:
+        """Append records to any topics but history, in order, durable when the future is done.
+
+        `published=(partition, offset)` records in the same transaction (or right after) that everything derived from
+        `history[partition]` below `offset` has been published. Raises `Unavailable`.
+        """
+        ...
+
+    async def published_offset(self, partition: int) -> int:
+        """The highest offset recorded by `publish(published=…)` for this partition, 0 if none."""
+        ...
+
+    async def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[Record]:
+        """Durable records from `offset` on, at most `limit`, at once; [] at the end."""
+        ...
+
+    def follow(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> AsyncIterator[list[Record]]:
+        """Non-empty batches from `offset` on, for ever, waiting (not spinning) at the end. Pulling slower is back-pressure."""
+        ...
+
+    async def start_offset(self, topic: str, partition: int) -> int:
+        """The oldest offset that can still be read (trimming moves it), 0 at first."""
+        ...
+
+    async def end_offset(self, topic: str, partition: int) -> int:
+        """The offset that the next record will get, as far as it is durable now."""
+        ...
+
+    async def join(self, owner: str) -> Membership:
+        """Become a worker of the app's group under the unique name `owner`."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was handed over (append, publish), leave, free everything. Idempotent."""
+        ...
+
+
+class Membership(Protocol):
+    """A worker's place in the group: which partitions it should own now."""
+
+    def assignments(self) -> AsyncIterator[frozenset[int]]:
+        """The partitions this member should own: at once, then after every change. One consumer only.
+
+        When a partition disappears from the set the member stops it and calls `release`; only then (or when the member
+        is dead, or its lease ends) is it given to another.
+        """
+        ...
+
+    async def release(self, partition: int) -> None:
+        """This member has stopped the partition: it may go to another at once. Idempotent."""
+        ...
+
+    async def leave(self) -> None:
+        """Release everything and leave the group at once. Idempotent."""
+        ...

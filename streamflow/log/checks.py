@@ -1,0 +1,85 @@
+"""What every adapter checks and says alike: topic names, partitions, sizes, and the texts of fences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from streamflow.errors import Fenced, InvalidArguments, PayloadTooLarge, Unavailable
+from streamflow.log.base import HISTORY, TOPICS, Outgoing
+
+STEPS_PREFIX: Final = "steps."
+"""Topics `steps.<queue>` come into being with their first record or reader."""
+
+RECORD_BYTES_MAX: Final = 1_000_000
+"""Key and value of one record: what an Apache Kafka broker takes by default (1,048,588), less its own framing, so
+that a run which fits on a local log fits on a cluster."""
+
+
+def check_topic(topic: str) -> str:
+    """Return `topic` (without the app's prefix) when the log has or may have it."""
+    if topic not in TOPICS and not (topic.startswith(STEPS_PREFIX) and len(topic) > len(STEPS_PREFIX)):
+        raise InvalidArguments(f"unknown topic {topic!r}: known are {', '.join(TOPICS)} and steps.<queue>")
+    return topic
+
+
+def check_partition(partition: int, partitions: int) -> None:
+    if not 0 <= partition < partitions:
+        raise InvalidArguments(f"partition must be 0 to {partitions - 1}, found {partition}")
+
+
+def check_size(topic: str, key: bytes, value: bytes | None) -> int:
+    """The bytes of a record, or `PayloadTooLarge`."""
+    size = len(key) + len(value or b"")
+    if size > RECORD_BYTES_MAX:
+        raise PayloadTooLarge(
+            f"a record for {topic} (key {key[:80]!r}) has {size:,} bytes, a log takes {RECORD_BYTES_MAX:,}: "
+            "keep large values elsewhere and pass a reference"
+        )
+    return size
+
+
+def check_append(partition: int, partitions: int, records: Sequence[tuple[bytes, bytes]]) -> None:
+    check_partition(partition, partitions)
+    if not records:
+        raise InvalidArguments(f"append to history[{partition}] needs at least one record")
+
+
+def check_publish(record: Outgoing, partitions: int) -> None:
+    check_topic(record.topic)
+    check_partition(record.partition, partitions)
+    if record.topic == HISTORY:
+        raise InvalidArguments("history is written by append() only, under its fence, never by publish()")
+
+
+def fenced(url: str, partition: int, expected: int, found: int) -> Fenced:
+    return Fenced(
+        f"{url}: history[{partition}] was expected to end at offset {expected}, it ends at {found}: "
+        "another worker wrote to it; read it again before the next append"
+    )
+
+
+def fenced_behind(url: str, partition: int, expected: int) -> Fenced:
+    return Fenced(
+        f"{url}: the append to history[{partition}] at offset {expected} builds on one that failed: "
+        "nothing was written; read the partition again before the next append"
+    )
+
+
+def closed(url: str) -> Unavailable:
+    return Unavailable(f"{url}: this log was closed: open it again")
+
+
+def no_app(url: str, app: str) -> Unavailable:
+    return Unavailable(f"{url}: holds no topics of app {app!r}: start a worker of it, which creates them")
+
+
+def name_taken(url: str, owner: str) -> InvalidArguments:
+    return InvalidArguments(f"{url}: a worker named {owner!r} is running already: give this one another name")
+
+
+def wrong_partitions(url: str, app: str, found: int, wanted: int) -> InvalidArguments:
+    return InvalidArguments(
+        f"{url}: the topics of app {app!r} have {found} partitions, asked for {wanted}: "
+        "the number is fixed when they are created; drop the option"
+    )

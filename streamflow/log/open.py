@@ -1,0 +1,114 @@
+"""Which adapter a URL means, and what its options are.
+
+    sqlite:///orders.db            a file in the current directory     ?synchronous=full|normal|off
+    sqlite:////var/lib/orders.db   an absolute path                    ?max_mib=N   ?partitions=N
+    memory://name                  topics of this process, by name     ?partitions=N
+    kafka://host:9092,…            a Kafka cluster
+
+A path is percent-decoded, so that `?`, `#` and `%` can be written as %3F, %23 and %25.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from streamflow.errors import InvalidArguments
+from streamflow.ids import check_app
+from streamflow.log.base import Log
+
+PARTITIONS_DEFAULT: Final = 4
+"""Enough for a few workers on one host; each costs a claim and an idle task."""
+
+PARTITIONS_MAX: Final = 256
+"""What both local adapters can number (eight bits of a SQLite row id)."""
+
+SYNCHRONOUS: Final = ("full", "normal", "off")
+
+
+class LocalUrl(NamedTuple):
+    """A `sqlite://` or `memory://` URL taken apart. `partitions` is None when the URL does not say."""
+
+    url: str
+    place: str
+    partitions: int | None
+    synchronous: str
+    max_mib: int | None
+
+
+async def open_log(url: str, *, app: str, create: bool = True, partitions: int | None = None) -> Log:
+    """Open the log at `url` for `app`, creating its topics when they are missing and `create` allows it.
+
+    `partitions` counts at creation only (default 4); a log that has another number already refuses it. Raises
+    `InvalidArguments` (the URL or an option), `Unavailable` (cannot be reached now) or `CorruptLog` (not ours).
+    """
+    check_app(app)
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme == "sqlite":
+        from streamflow.log.sqlite import open_sqlite
+
+        return await open_sqlite(parse(url, partitions), app=app, create=create)
+    if scheme == "memory":
+        from streamflow.log.memory import open_memory
+
+        return open_memory(parse(url, partitions), app=app, create=create)
+    if scheme == "kafka":
+        raise InvalidArguments(
+            f"{url}: this version of streamflow has no Kafka log yet: use sqlite:///FILE or memory://"
+        )
+    raise InvalidArguments(f"log URL must start with sqlite://, memory:// or kafka://, found {url!r}")
+
+
+def parse(url: str, partitions: int | None = None) -> LocalUrl:
+    """Take a local URL apart; `partitions` is the caller's wish, which the URL must not contradict."""
+    parts = urlsplit(url)
+    known = {"sqlite": ("partitions", "synchronous", "max_mib"), "memory": ("partitions",)}[parts.scheme]
+    if parts.fragment:
+        raise InvalidArguments(f"{url}: a log URL has no #fragment: write # in a path as %23")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for name in options:
+        if name not in known:
+            raise InvalidArguments(f"{url}: unknown option {name!r}: known are {', '.join(known)}")
+    synchronous = options.get("synchronous", "full").lower()
+    if synchronous not in SYNCHRONOUS:
+        raise InvalidArguments(f"{url}: synchronous must be one of {', '.join(SYNCHRONOUS)}, found {synchronous!r}")
+    return LocalUrl(
+        url=url,
+        place=_place(url, parts.scheme, parts.netloc, parts.path),
+        partitions=_partitions(url, options.get("partitions"), partitions),
+        synchronous=synchronous,
+        max_mib=_positive(url, "max_mib", options["max_mib"]) if "max_mib" in options else None,
+    )
+
+
+def _place(url: str, scheme: str, netloc: str, path: str) -> str:
+    if scheme == "memory":
+        return unquote(netloc + path).strip("/")
+    if netloc:
+        raise InvalidArguments(
+            f"{url}: write sqlite:///{netloc}{path} (three slashes) for a relative path, four for an absolute one"
+        )
+    place = unquote(path).removeprefix("/")
+    if not place or place.endswith("/"):
+        raise InvalidArguments(f"{url}: names no file: write sqlite:///orders.db")
+    if place == ":memory:":
+        raise InvalidArguments(f"{url}: a log without a file is memory://, not SQLite's :memory:")
+    return place
+
+
+def _partitions(url: str, in_url: str | None, wanted: int | None) -> int | None:
+    if in_url is None:
+        number = wanted
+    else:
+        number = _positive(url, "partitions", in_url)
+        if wanted not in (None, number):
+            raise InvalidArguments(f"{url}: the URL says partitions={number}, the caller {wanted}: drop one of them")
+    if number is not None and not 1 <= number <= PARTITIONS_MAX:
+        raise InvalidArguments(f"{url}: partitions must be 1 to {PARTITIONS_MAX}, found {number}")
+    return number
+
+
+def _positive(url: str, name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise InvalidArguments(f"{url}: {name} must be a whole number above 0, found {text!r}")
+    return int(text)

@@ -1,0 +1,423 @@
+"""The SQLite log: one file, several processes, no server.
+
+Threads. The event loop's thread reads (a WAL reader never waits for a writer; a read takes some 10 µs) and owns
+everything here. The writer thread (sqlite_writer) owns the connection that writes; each member has a heartbeat thread
+(sqlite_membership) with a connection of its own. Both come back to the loop through `call_soon_threadsafe` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from streamflow.errors import Unavailable
+from streamflow.log.base import COMPACTED, HISTORY, Outgoing, Record
+from streamflow.log.checks import (
+    check_append,
+    check_partition,
+    check_publish,
+    check_size,
+    check_topic,
+    closed,
+    fenced_behind,
+)
+from streamflow.log.open import LocalUrl
+from streamflow.log.sqlite_file import OFFSET_BITS, OFFSET_MASK, AppRow, connect, stream_of, translate
+from streamflow.log.sqlite_membership import SqliteMembership, join
+from streamflow.log.sqlite_wakeups import Wakeups
+from streamflow.log.sqlite_writer import APPEND, PUBLISHED, Write, Writer
+
+READ_BYTES_MAX: Final = 4 * 1024 * 1024
+"""A read stops behind this many bytes, so that a batch of large records neither fills memory nor blocks the loop."""
+
+SAFETY_POLL_SECONDS: Final = 0.25
+"""How often a log with followers looks for commits that no wake-up announced."""
+
+POLL_SECONDS: Final = 0.01
+"""The same where there are no Unix sockets, hence no wake-ups from other processes at all."""
+
+PENDING_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Bytes handed over and not yet durable; a caller that does not await its futures is refused beyond."""
+
+_READ: Final = tuple(
+    f"SELECT id, key, value FROM {table} WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
+    for table in ("records", "latest")
+)
+"""By whether the topic is compacted."""
+
+
+class _Followed:
+    """A stream that is followed in this process, by any number of followers."""
+
+    def __init__(self) -> None:
+        self.followers = 0
+        self.waiting: dict[asyncio.Future[None], int] = {}
+        """Followers at the end, with the offset that each waits for."""
+        self.batch: tuple[int, int, list[Record]] | None = None
+        """The last (offset, limit, batch) read: hundreds of followers at the end of one stream share one read."""
+
+    def lags(self, end: int) -> bool:
+        """Whether a follower waits for records that are there."""
+        return any(offset < end for offset in self.waiting.values())
+
+    def wake(self) -> None:
+        waiting, self.waiting = self.waiting, {}
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+
+class _Tail:
+    """What the loop has handed over to one history partition: where the last append ends, and whether one failed."""
+
+    __slots__ = ("chain", "end", "failed")
+
+    def __init__(self) -> None:
+        self.chain, self.end, self.failed = 0, -1, False
+
+
+async def open_sqlite(url: LocalUrl, *, app: str, create: bool) -> SqliteLog:
+    log = SqliteLog(url, app)
+    await log._open(create=create)
+    return log
+
+
+class SqliteLog:
+    """See `streamflow.log.base.Log`; created by `open_sqlite`."""
+
+    def __init__(self, url: LocalUrl, app: str) -> None:
+        self._url, self._app = url, app
+        self._path = Path(url.place)
+        self._loop = asyncio.get_running_loop()
+        self._topics: dict[str, int] = {}
+        self._tails: dict[int, _Tail] = {}
+        self._followed: dict[int, _Followed] = {}
+        self._members: list[SqliteMembership] = []
+        self._poll: asyncio.TimerHandle | None = None
+        self._data_version = -1
+        self._pending_bytes = 0
+        self._listening = False
+        self._closing: asyncio.Task[None] | None = None
+        self._writer: Writer
+        self._row: AppRow
+        self._db: sqlite3.Connection
+        self._wakeups: Wakeups
+
+    async def _open(self, *, create: bool) -> None:
+        self._writer = Writer(self._url, self._path, self._app, create=create, loop=self._loop, finished=self._finished)
+        self._writer.start()
+        try:
+            self._row = await self._writer.opened
+        except asyncio.CancelledError:
+            self._writer.stop()
+            raise
+        self._topics = dict(self._row.topics)
+        self._history = self._topics[HISTORY]
+        self._db = connect(self._path)
+        self._db.execute("PRAGMA query_only=1")
+        self._wakeups = Wakeups(self._row.file_identity)
+
+    @property
+    def app(self) -> str:
+        return self._app
+
+    @property
+    def partitions(self) -> int:
+        return self._row.partitions
+
+    @property
+    def url(self) -> str:
+        return self._url.url
+
+    @property
+    def identity(self) -> str:
+        return f"{self._row.file_identity}/{self._row.identity}"
+
+    # --- writing
+
+    def append(
+        self, partition: int, expected_offset: int, records: Sequence[tuple[bytes, bytes]]
+    ) -> asyncio.Future[int]:
+        check_append(partition, self.partitions, records)
+        done: asyncio.Future[int] = self._loop.create_future()
+        tail = self._tails.setdefault(partition, _Tail())
+        if tail.failed:
+            if expected_offset == tail.end:
+                tail.end += len(records)
+                done.set_exception(fenced_behind(self.url, partition, expected_offset))
+                return done
+            self._known(partition)
+        stream = stream_of(self._history, partition)
+        write = Write(done, partition, stream, expected_offset, tail.chain)
+        write.streams.add(stream)
+        offset = expected_offset
+        for key, value in records:
+            write.size += check_size(HISTORY, key, value)
+            write.rows += (APPEND, stream, offset, key, value)
+            offset += 1
+        tail.end = offset
+        self._submit(write)
+        return done
+
+    def publish(self, records: Sequence[Outgoing], *, published: tuple[int, int] | None = None) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = self._loop.create_future()
+        write = Write(done)
+        known = True
+        for record in records:
+            check_publish(record, self.partitions)
+            write.size += check_size(record.topic, record.key, record.value)
+            known = known and record.topic in self._topics
+        if known:
+            write.add(self._topics, records)
+        else:
+            write.outgoing = tuple(records)
+        if published is not None:
+            partition, offset = published
+            check_partition(partition, self.partitions)
+            write.rows += (PUBLISHED, stream_of(self._history, partition), offset, None, None)
+        self._submit(write)
+        return done
+
+    def _submit(self, write: Write) -> None:
+        if self._closing is not None:
+            write.done.set_exception(closed(self.url))
+        elif self._pending_bytes > PENDING_BYTES_MAX:
+            write.error = Unavailable(
+                f"{self.url}: {self._pending_bytes:,} bytes wait to be written, at most {PENDING_BYTES_MAX:,} may: "
+                "await earlier appends first"
+            )
+            self._settle(write)
+        else:
+            self._pending_bytes += write.size
+            self._writer.submit(write)
+
+    def _finished(self, group: list[Write]) -> None:
+        """Called on the loop by the writer thread, once per transaction."""
+        written: set[int] = set()
+        for write in group:
+            self._pending_bytes -= write.size
+            self._settle(write)
+            if write.error is None:
+                written |= write.streams
+        self._wake(written)
+        self._wakeups.ring(map(str, written))
+
+    def _settle(self, write: Write) -> None:
+        if write.error is not None and write.partition >= 0:
+            tail = self._tails[write.partition]
+            tail.failed = tail.failed or tail.chain == write.chain
+        if write.done.done():
+            return  # the caller does not wait any more
+        if write.error is not None:
+            write.done.set_exception(write.error)
+        else:
+            write.done.set_result(write.expected if write.partition >= 0 else None)  # type: ignore[arg-type]
+
+    def _known(self, partition: int) -> None:
+        """The caller has looked at the partition's end again: appends build on what it saw, not on a failed one."""
+        tail = self._tails.get(partition)
+        if tail is not None and tail.failed:
+            tail.failed = False
+            tail.chain += 1
+
+    # --- reading
+
+    async def published_offset(self, partition: int) -> int:
+        check_partition(partition, self.partitions)
+        found = self._select("SELECT below FROM published WHERE stream=?", stream_of(self._history, partition))
+        return found[0][0] if found else 0
+
+    async def start_offset(self, topic: str, partition: int) -> int:
+        return self._bounds(topic, partition)[0]
+
+    async def end_offset(self, topic: str, partition: int) -> int:
+        return self._bounds(topic, partition)[1]
+
+    def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        stream = self._stream(topic, partition)
+        found = self._select("SELECT first, next FROM streams WHERE stream=?", -1 if stream is None else stream)
+        if topic == HISTORY:
+            self._known(partition)
+        return (found[0][0], found[0][1]) if found else (0, 0)
+
+    async def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[Record]:
+        stream = self._stream(topic, partition)
+        if topic == HISTORY:
+            self._known(partition)
+        return [] if stream is None else self._read(topic, stream, offset, limit)
+
+    def _read(self, topic: str, stream: int, offset: int, limit: int) -> list[Record]:
+        self._check_open()
+        low = stream << OFFSET_BITS
+        records: list[Record] = []
+        size = 0
+        try:
+            cursor = self._db.execute(_READ[topic in COMPACTED], (low | offset, low | OFFSET_MASK, limit))
+            for id_, key, value in cursor:
+                records.append(Record(id_ & OFFSET_MASK, key, value))
+                size += len(key) + (0 if value is None else len(value))
+                if size >= READ_BYTES_MAX:
+                    break
+            cursor.close()  # ends the read transaction also when rows are left
+        except sqlite3.Error as error:
+            raise translate(error, self.url) from error
+        return records
+
+    def _select(self, sql: str, *values: object) -> list[tuple[int, ...]]:
+        self._check_open()
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise translate(error, self.url) from error
+
+    def _check_open(self) -> None:
+        if self._closing is not None:
+            raise closed(self.url)
+
+    def _stream(self, topic: str, partition: int) -> int | None:
+        """The stream's number, None when the topic has not come into being yet."""
+        check_topic(topic)
+        check_partition(partition, self.partitions)
+        if topic not in self._topics:
+            found = self._select("SELECT id FROM topics WHERE app=? AND topic=?", self._app, topic)
+            if not found:
+                return None
+            self._topics[topic] = found[0][0]
+        return stream_of(self._topics[topic], partition)
+
+    # --- following
+
+    async def follow(
+        self, topic: str, partition: int, offset: int, *, limit: int = 1000
+    ) -> AsyncIterator[list[Record]]:
+        """See the port. Ends when the log is closed."""
+        stream = self._stream(topic, partition)
+        if stream is None:
+            done: asyncio.Future[None] = self._loop.create_future()
+            self._submit(Write(done, topics=(topic,)))
+            await done
+            stream = self._stream(topic, partition)
+            assert stream is not None
+        followed = self._start_following(stream)
+        try:
+            while self._closing is None:
+                batch = self._read_shared(followed, topic, stream, offset, limit)
+                if batch:
+                    offset = batch[-1].offset + 1
+                    yield list(batch)
+                    continue
+                waiting: asyncio.Future[None] = self._loop.create_future()
+                followed.waiting[waiting] = offset
+                try:
+                    await waiting
+                finally:
+                    followed.waiting.pop(waiting, None)
+        finally:
+            self._stop_following(stream, followed)
+
+    def _read_shared(self, followed: _Followed, topic: str, stream: int, offset: int, limit: int) -> list[Record]:
+        if followed.batch is not None and followed.batch[:2] == (offset, limit):
+            return followed.batch[2]
+        batch = self._read(topic, stream, offset, limit)
+        if batch and followed.followers > 1:
+            followed.batch = (offset, limit, batch)
+        return batch
+
+    def _start_following(self, stream: int) -> _Followed:
+        followed = self._followed.get(stream)
+        if followed is None:
+            followed = self._followed[stream] = _Followed()
+            self._wakeups.want(str(stream))
+            self._listen()
+        followed.followers += 1
+        if self._poll is None:
+            self._poll_later()
+        return followed
+
+    def _stop_following(self, stream: int, followed: _Followed) -> None:
+        followed.followers -= 1
+        if followed.followers == 0 and self._followed.get(stream) is followed:
+            del self._followed[stream]
+            self._wakeups.unwant(str(stream))
+
+    def _wake(self, streams: Iterable[int]) -> None:
+        for stream in streams:
+            if (followed := self._followed.get(stream)) is not None:
+                followed.batch = None
+                followed.wake()
+
+    def _rung(self) -> None:
+        rung = self._wakeups.drain()
+        self._wake(list(self._followed) if rung is None else map(int, rung))
+
+    def _poll_later(self) -> None:
+        seconds = SAFETY_POLL_SECONDS if self._wakeups.available else POLL_SECONDS
+        self._poll = self._loop.call_later(seconds, self._poll_now)
+
+    def _poll_now(self) -> None:
+        """Wake those whose stream has grown without a wake-up. Stops when nobody follows."""
+        self._poll = None
+        if self._closing is not None or not self._followed:
+            return
+        try:
+            version = int(self._db.execute("PRAGMA data_version").fetchone()[0])
+            if version != self._data_version:
+                self._data_version = version
+                ends = self._next_offsets(self._followed)
+                if missed := [stream for stream, end in ends.items() if self._followed[stream].lags(end)]:
+                    self._wake(missed)
+                    self._restore_wakeups()
+        except sqlite3.Error:
+            self._wake(list(self._followed))  # their own read raises the error where it is seen
+        self._poll_later()
+
+    def _next_offsets(self, streams: Iterable[int]) -> dict[int, int]:
+        wanted = json.dumps(list(streams))
+        sql = "SELECT stream, next FROM streams WHERE stream IN (SELECT value FROM json_each(?))"
+        return dict(self._db.execute(sql, (wanted,)).fetchall())
+
+    def _restore_wakeups(self) -> None:
+        """A wake-up was missed: perhaps somebody cleaned the temporary directory."""
+        if self._listening and (listener := self._wakeups.listen()) is not None:
+            self._loop.remove_reader(listener)
+            self._wakeups.restore()
+            self._listening = False
+        self._listen()
+
+    def _listen(self) -> None:
+        if not self._listening and (listener := self._wakeups.listen()) is not None:
+            self._loop.add_reader(listener, self._rung)
+            self._listening = True
+
+    # --- membership and the end
+
+    async def join(self, owner: str) -> SqliteMembership:
+        self._check_open()
+        membership = await join(self._url, self._path, self._app, self._row, owner)
+        self._members.append(membership)
+        return membership
+
+    async def close(self) -> None:
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close(), name="close-sqlite-log")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        for membership in self._members:
+            await membership.leave()
+        self._writer.stop()
+        await self._writer.closed
+        self._writer.join()
+        if self._poll is not None:
+            self._poll.cancel()
+        if self._listening and (listener := self._wakeups.listen()) is not None:
+            self._loop.remove_reader(listener)
+        self._wake(list(self._followed))
+        for stream in self._followed:
+            self._wakeups.unwant(str(stream))
+        self._wakeups.close()
+        self._db.close()

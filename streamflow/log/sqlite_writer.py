@@ -1,0 +1,321 @@
+"""The writer thread: everything that is queued goes into one transaction, and the group is acknowledged at once.
+
+Why a thread, and why one statement. A transaction is an fsync (0.3 ms and up) that must not stop the event loop. But
+each call into SQLite drops the GIL, and taking it back from a busy loop costs up to `sys.getswitchinterval()` (5 ms),
+so a transaction of five statements would take 25 ms next to a busy loop. Hence the whole group is one
+`INSERT INTO incoming VALUES (…),(…)`: a temporary view whose triggers check the fence, number the records and move
+the ends, inside the implicit transaction of that one statement. Numbers are in DESIGN.md.
+
+When a fence fails the statement rolls back; the group is then sorted out under `BEGIN IMMEDIATE` (`_write_checked`),
+where the ends that are read stay true: fenced appends are dropped, all the others go in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from streamflow.errors import StreamflowError, Unavailable
+from streamflow.log.base import COMPACTED, Outgoing
+from streamflow.log.checks import fenced, fenced_behind
+from streamflow.log.open import LocalUrl
+from streamflow.log.sqlite_file import AppRow, create_topic, setup, stream_of, transaction, translate, when_free
+
+_log = logging.getLogger("streamflow.log")
+
+GROUP_RECORDS_MAX: Final = 2_000
+"""Records of one transaction at most: about 10 ms of writing, so that a burst does not delay what comes after it."""
+
+GROUP_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Bytes of one transaction at most, for the same reason and to bound the write-ahead log."""
+
+CHECKPOINT_IDLE_BYTES: Final = 1024 * 1024
+"""So much written, and nothing more to do for `CHECKPOINT_IDLE_SECONDS`: a checkpoint delays nobody."""
+
+CHECKPOINT_IDLE_SECONDS: Final = 0.05
+
+CHECKPOINT_BYTES_MAX: Final = 8 * 1024 * 1024
+"""So much written without an idle moment: a checkpoint between two groups (some 10 ms), lest the file grow for ever."""
+
+TOMBSTONE_SECONDS: Final = 86_400
+"""A compacted topic keeps a tombstone for a day, as Kafka does, so that a follower that was away sees the deletion."""
+
+SWEEP_SECONDS: Final = 600
+SWEEP_ROWS_MAX: Final = 1_000
+"""Old tombstones are deleted every ten minutes, when idle, a bounded number at a time."""
+
+APPEND, PUBLISH, PUBLISH_COMPACTED, PUBLISHED = 1, 2, 3, 4
+"""Kinds of rows; 0 is padding up to a statement's size and does nothing."""
+
+_COLUMNS: Final = 5
+_CHUNKS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Rows per statement: a few sizes only, so that each is compiled once and then found in the cache."""
+
+_INCOMING: Final = """
+CREATE TEMP VIEW incoming(kind, stream, at, key, value) AS SELECT 0, 0, 0, NULL, NULL;
+CREATE TEMP TRIGGER append INSTEAD OF INSERT ON incoming WHEN NEW.kind = 1 BEGIN
+    UPDATE streams SET next = next + 1 WHERE stream = NEW.stream AND next = NEW.at;
+    SELECT RAISE(ROLLBACK, 'fenced') WHERE changes() = 0;
+    INSERT INTO records VALUES (NEW.stream << 40 | NEW.at, NEW.key, NEW.value);
+END;
+CREATE TEMP TRIGGER publish INSTEAD OF INSERT ON incoming WHEN NEW.kind = 2 BEGIN
+    INSERT INTO records SELECT stream << 40 | next, NEW.key, NEW.value FROM streams WHERE stream = NEW.stream;
+    UPDATE streams SET next = next + 1 WHERE stream = NEW.stream;
+END;
+CREATE TEMP TRIGGER publish_compacted INSTEAD OF INSERT ON incoming WHEN NEW.kind = 3 BEGIN
+    INSERT INTO latest(id, stream, key, value, dead_at)
+        SELECT stream << 40 | next, stream, NEW.key, NEW.value, NEW.at FROM streams WHERE stream = NEW.stream
+        ON CONFLICT(stream, key) DO UPDATE SET id = excluded.id, value = excluded.value, dead_at = excluded.dead_at;
+    UPDATE streams SET next = next + 1 WHERE stream = NEW.stream;
+END;
+CREATE TEMP TRIGGER published INSTEAD OF INSERT ON incoming WHEN NEW.kind = 4 BEGIN
+    INSERT INTO published VALUES (NEW.stream, NEW.at)
+        ON CONFLICT(stream) DO UPDATE SET below = max(below, excluded.below);
+END;
+"""
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """One `append` or `publish` on its way. `rows` is flat, `_COLUMNS` values a row."""
+
+    done: asyncio.Future[int] | asyncio.Future[None]
+    partition: int = -1
+    """Of history for an append; -1 for a publish."""
+    stream: int = -1
+    expected: int = 0
+    chain: int = 0
+    """Appends of one chain build on each other: when one fails the later ones fail too."""
+    rows: list[object] = field(default_factory=list)
+    size: int = 0
+    outgoing: Sequence[Outgoing] = ()
+    """Records of topics whose id the loop thread does not know; they become rows on the writer thread."""
+    topics: tuple[str, ...] = ()
+    """Topics to create if they are missing."""
+    streams: set[int] = field(default_factory=set)
+    """Streams that get records, to wake those who follow them."""
+    error: StreamflowError | None = None
+
+    @property
+    def records(self) -> int:
+        return len(self.rows) // _COLUMNS
+
+    def add(self, topics: Mapping[str, int], records: Iterable[Outgoing]) -> None:
+        """Add the rows of published records, whose topics have these ids."""
+        for topic, partition, key, value in records:
+            stream = stream_of(topics[topic], partition)
+            self.streams.add(stream)
+            if topic in COMPACTED:
+                self.rows += (PUBLISH_COMPACTED, stream, int(time.time()) if value is None else None, key, value)
+            else:
+                self.rows += (PUBLISH, stream, None, key, value)
+
+
+Finished = Callable[[list[Write]], None]
+
+
+class Writer(threading.Thread):
+    """Owns the one connection that writes records. Results come back through `finished`, on the loop."""
+
+    def __init__(
+        self, url: LocalUrl, path: Path, app: str, *, create: bool, loop: asyncio.AbstractEventLoop, finished: Finished
+    ) -> None:
+        super().__init__(name=f"streamflow-writer-{path.name}", daemon=True)
+        self.opened: asyncio.Future[AppRow] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self._url, self._path, self._app, self._create = url, path, app, create
+        self._loop, self._finished = loop, finished
+        self._queue: SimpleQueue[Write | None] = SimpleQueue()
+        self._broken: dict[int, int] = {}
+        self._topics: dict[str, int] = {}
+        self._partitions = 0
+        self._since_checkpoint = 0
+        self._next_sweep = time.monotonic()
+
+    def submit(self, write: Write) -> None:
+        self._queue.put(write)
+
+    def stop(self) -> None:
+        """Finish what was submitted, close the connection and end the thread; `closed` is done then."""
+        self._queue.put(None)
+
+    def run(self) -> None:
+        try:
+            db, row = setup(self._url, self._path, self._app, create=self._create)
+        except StreamflowError as error:
+            self._tell(_fail, self.opened, error)
+            return
+        except Exception as error:  # a thread's boundary: the opener must hear of it, whatever it is
+            self._tell(_fail, self.opened, error)
+            return
+        try:
+            db.executescript(_INCOMING)
+            self._topics, self._partitions = dict(row.topics), row.partitions
+            self._tell(_succeed, self.opened, row)
+            self._serve(db)
+        finally:
+            db.close()
+            self._tell(_succeed, self.closed, None)
+
+    def _serve(self, db: sqlite3.Connection) -> None:
+        open_ = True
+        while open_:
+            group, open_ = self._take()
+            if group:
+                self._write(db, group)
+                self._tell(self._finished, group)
+            if self._since_checkpoint >= (CHECKPOINT_BYTES_MAX if group else CHECKPOINT_IDLE_BYTES):
+                self._checkpoint(db)
+            if not group and open_ and time.monotonic() >= self._next_sweep:
+                self._sweep(db)
+
+    def _take(self) -> tuple[list[Write], bool]:
+        """Everything queued up to the limits, waiting for the first; an empty group after an idle moment."""
+        group: list[Write] = []
+        records = size = 0
+        try:
+            idle = CHECKPOINT_IDLE_SECONDS if self._since_checkpoint >= CHECKPOINT_IDLE_BYTES else SWEEP_SECONDS
+            write = self._queue.get(timeout=idle)
+            while write is not None:
+                group.append(write)
+                records += write.records + len(write.outgoing)
+                size += write.size
+                if records >= GROUP_RECORDS_MAX or size >= GROUP_BYTES_MAX:
+                    return group, True
+                write = self._queue.get_nowait()
+        except Empty:
+            return group, True
+        return group, False
+
+    def _write(self, db: sqlite3.Connection, group: list[Write]) -> None:
+        """Commit the group; afterwards `error` of each write says how it went."""
+        try:
+            for write in group:
+                if write.outgoing or write.topics:
+                    self._resolve(db, write)
+            behind = [write for write in group if self._is_behind(write)]
+            for write in behind:
+                write.error = fenced_behind(self._url.url, write.partition, write.expected)
+            good = [write for write in group if write.error is None] if behind else group
+            try:
+                self._insert(db, good)
+            except sqlite3.IntegrityError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+                    raise
+                transaction(db, lambda: self._write_checked(db, good))
+        except sqlite3.Error as error:
+            self._fail(group, translate(error, self._url.url))
+        except Exception as error:  # a thread's boundary: without it every later write would hang
+            _log.exception("%s: a group of %d writes failed", self._url.url, len(group))
+            self._fail(group, Unavailable(f"{self._url.url}: write failed ({error!r}): nothing of it was written"))
+        self._since_checkpoint += sum(write.size + 64 * write.records for write in group)
+
+    def _is_behind(self, write: Write) -> bool:
+        return write.chain == self._broken.get(write.partition) and write.partition >= 0
+
+    def _fail(self, group: Iterable[Write], error: StreamflowError) -> None:
+        for write in group:
+            if write.error is None:
+                write.error = error
+                if write.partition >= 0:
+                    self._broken[write.partition] = write.chain
+
+    def _insert(self, db: sqlite3.Connection, writes: Iterable[Write]) -> None:
+        """All rows in one transaction, which is one statement if they fit."""
+        rows: list[object] = []
+        for write in writes:
+            rows += write.rows
+        most = _CHUNKS[-1] * _COLUMNS
+        if len(rows) <= most:
+            if rows:
+                sql, values = _statement(rows)
+                when_free(lambda: db.execute(sql, values))
+            return
+
+        def insert() -> None:
+            for start in range(0, len(rows), most):
+                db.execute(*_statement(rows[start : start + most]))
+
+        insert() if db.in_transaction else transaction(db, insert)
+
+    def _write_checked(self, db: sqlite3.Connection, writes: list[Write]) -> None:
+        """Inside a transaction: set the errors of the fenced appends and insert all the others."""
+        for write in writes:
+            write.error = None  # the transaction may run again after SQLITE_BUSY
+        ends: dict[int, int] = {}
+        broken: dict[int, int] = {}
+        for write in writes:
+            if write.partition < 0:
+                continue
+            if write.stream not in ends:
+                found = db.execute("SELECT next FROM streams WHERE stream=?", (write.stream,)).fetchone()
+                ends[write.stream] = int(found[0])
+            if broken.get(write.partition) == write.chain:
+                write.error = fenced_behind(self._url.url, write.partition, write.expected)
+            elif write.expected != ends[write.stream]:
+                write.error = fenced(self._url.url, write.partition, write.expected, ends[write.stream])
+                broken[write.partition] = write.chain
+            else:
+                ends[write.stream] += write.records
+        self._insert(db, [write for write in writes if write.error is None])
+        self._broken |= broken
+
+    def _resolve(self, db: sqlite3.Connection, write: Write) -> None:
+        """Build the rows of a publish, creating `steps.<queue>` topics that are new."""
+        names = (*write.topics, *(record.topic for record in write.outgoing))
+        if new := [name for name in dict.fromkeys(names) if name not in self._topics]:
+            ids = transaction(db, lambda: [create_topic(db, self._app, name, self._partitions) for name in new])
+            self._topics.update(zip(new, ids, strict=True))
+        write.add(self._topics, write.outgoing)
+        write.outgoing = ()
+
+    def _checkpoint(self, db: sqlite3.Connection) -> None:
+        self._since_checkpoint = 0
+        try:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            _log.warning("%s: checkpoint failed, the write-ahead log grows on: %s", self._url.url, error)
+
+    def _sweep(self, db: sqlite3.Connection) -> None:
+        self._next_sweep = time.monotonic() + SWEEP_SECONDS
+        old = int(time.time()) - TOMBSTONE_SECONDS
+        try:
+            if db.execute("SELECT 1 FROM latest WHERE dead_at < ? LIMIT 1", (old,)).fetchone():
+                sql = "DELETE FROM latest WHERE id IN (SELECT id FROM latest WHERE dead_at < ? LIMIT ?)"
+                when_free(lambda: db.execute(sql, (old, SWEEP_ROWS_MAX)))
+        except sqlite3.Error as error:
+            _log.warning("%s: old tombstones stay until the next sweep: %s", self._url.url, error)
+
+    def _tell(self, call: Callable[..., None], *args: object) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody is left to hear it
+            self._loop.call_soon_threadsafe(call, *args)
+
+
+def _statement(rows: list[object]) -> tuple[str, list[object]]:
+    count = len(rows) // _COLUMNS
+    size = _CHUNKS[bisect.bisect_left(_CHUNKS, count)]
+    padding: list[object] = [0, 0, 0, None, None]
+    return _INSERT[size], rows + padding * (size - count)
+
+
+_INSERT: Final = {size: "INSERT INTO incoming VALUES " + ",".join(["(?,?,?,?,?)"] * size) for size in _CHUNKS}
+
+
+def _succeed(future: asyncio.Future[object], result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[object], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,87 @@
+"""The outbox: what leaves the partition, as records of other topics.
+
+Everything here is derived from turns alone, so a new owner derives it again from `published_offset` on; every receiver
+is idempotent. The order is that of the turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from streamflow.codec.avro import (
+    encode_command,
+    encode_dead_letter,
+    encode_reply,
+    encode_status,
+    encode_timer,
+)
+from streamflow.config import RECORD_BYTES_MAX
+from streamflow.core.commands import Command, FireTimer
+from streamflow.core.effects import (
+    DeadLetter,
+    DropTimer,
+    Effect,
+    Forward,
+    PublishStatus,
+    SendReply,
+    SetTimer,
+    StatusRecord,
+)
+from streamflow.codec.avro import decode_timer
+from streamflow.log.base import COMMANDS, DEAD_LETTERS, REPLIES, STATUS, TIMERS, Outgoing
+
+
+def outgoing(effects: Iterable[Effect], partition: int, workflow_id: str, partitions: int) -> list[Outgoing]:
+    """The records that the effects of a run make on other topics; local effects make none."""
+    records: list[Outgoing] = []
+    for effect in effects:
+        match effect:
+            case SetTimer(timer=timer):
+                records.append(Outgoing(TIMERS, partition, timer.key, encode_timer(timer)))
+            case DropTimer(timer=timer):
+                records.append(Outgoing(TIMERS, partition, timer.key, None))
+            case PublishStatus(status=status):
+                value = None if status is None else encode_fitting(status)
+                records.append(Outgoing(STATUS, partition, workflow_id.encode(), value))
+            case SendReply(reply_to=reply_to, reply=reply):
+                # A sender that names a partition which does not exist reads none: there is nobody to tell.
+                if 0 <= reply_to < partitions:
+                    records.append(Outgoing(REPLIES, reply_to, reply.command_id.encode(), encode_reply(reply)))
+            case Forward(partition=target, command=command):
+                records.append(Outgoing(COMMANDS, target, command.workflow_id.encode(), encode_command(command)))
+    return records
+
+
+def encode_fitting(status: StatusRecord) -> bytes:
+    """The status as a record; what makes it too large is left out, the result and the error last."""
+    encoded = encode_status(status)
+    for field, empty in (("args", b"null"), ("progress", None), ("context", None)):
+        if len(encoded) <= RECORD_BYTES_MAX:
+            break
+        status = msgspec.structs.replace(status, **{field: empty})
+        encoded = encode_status(status)
+    return encoded
+
+
+def dead_letter(letter: DeadLetter) -> Outgoing:
+    """The dead letter as a record."""
+    return Outgoing(DEAD_LETTERS, letter.partition, letter.key, encode_dead_letter(letter))
+
+
+def fire_at_of(value: bytes) -> int:
+    """When the timer of that record is due."""
+    return decode_timer(value).fire_at
+
+
+def fire_command(key: bytes, value: bytes, *, partition: int) -> Outgoing:
+    """The command that fires the timer. Its id is the timer's key: however often it is sent, it is one command."""
+    timer = decode_timer(value)
+    body = FireTimer(
+        kind=timer.kind, run=timer.run, number=timer.number, attempt=timer.attempt, fire_at=timer.fire_at
+    )
+    command = Command(
+        command_id=key.decode(), workflow_id=timer.workflow_id, sent_at=timer.fire_at, body=body, reply_to=None
+    )
+    return Outgoing(COMMANDS, partition, timer.workflow_id.encode(), encode_command(command))

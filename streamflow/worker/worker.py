@@ -1,0 +1,256 @@
+"""The worker: one process's place in the group. It owns the partitions that the log's group gives it.
+
+For each partition there is one `Processor` and one `TimerService`, in a task of their own. What fails (fenced, the log
+unreachable) is dropped and begun again from the log while the partition is still assigned here; what is taken away is
+stopped gracefully and released at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from streamflow.config import LIMITS, Limits
+from streamflow.core.machines.run import Run
+from streamflow.core.partition import CodeFactory
+from streamflow.core.replay import Execution
+from streamflow.errors import CorruptLog, Fenced, InvalidArguments, Unavailable
+from streamflow.log.base import HISTORY, TIMERS, Log, Membership
+from streamflow.metrics import FENCED
+from streamflow.store.base import Store
+from streamflow.store.memory import MemoryStore
+from streamflow.worker.clock import Clock
+from streamflow.worker.executor import Executor
+from streamflow.worker.outbox import fire_at_of, fire_command
+from streamflow.worker.processor import Processor
+from streamflow.worker.timers import TimerService
+from streamflow.worker.watchdog import Watchdog
+from streamflow.workflow.code import RunCode
+from streamflow.workflow.definitions import Registry
+
+if TYPE_CHECKING:
+    from streamflow.store.slots import Slot
+
+log_ = logging.getLogger("streamflow.worker")
+
+BACKOFF_SECONDS: Final = 0.1
+BACKOFF_SECONDS_MAX: Final = 2.0
+"""Pause before a failed partition is begun again: short, since most failures are a hand-over, growing for real ones."""
+SWITCH_INTERVAL_SECONDS: Final = 0.0005
+"""How long the event loop may keep the interpreter from the log's writer thread (see log/DESIGN.md): the default of
+5 ms would be paid several times in each group commit."""
+
+
+class Worker:
+    """Serves an app's workflows and steps on a log. `start`, then `wait`, then `stop`."""
+
+    def __init__(
+        self,
+        app: Registry,
+        log: Log,
+        *,
+        state_dir: str | os.PathLike[str] | None = None,
+        max_parallel_steps: int | None = None,
+        limits: Limits = LIMITS,
+    ) -> None:
+        wanted = max_parallel_steps if max_parallel_steps is not None else getattr(app, "max_parallel_steps", 64)
+        if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
+            raise InvalidArguments(f"max_parallel_steps must be an int of at least 1, found {wanted!r}")
+        self.app = app
+        self.log = log
+        self.max_parallel_steps = wanted
+        self.limits = limits
+        self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.clock = Clock()
+        self.partitions: dict[int, asyncio.Task[None]] = {}
+        self.processors: dict[int, Processor] = {}
+        self._state_root = _state_root(log, state_dir)
+        self._slot: Slot | None = None
+        self._membership: Membership | None = None
+        self._assignments: asyncio.Task[None] | None = None
+        self._died: asyncio.Future[None] | None = None
+        self._switch_interval = 0.0
+
+    async def start(self) -> None:
+        """Join the group and begin to own partitions. Raises `Unavailable` when the log or the state cannot be used."""
+        loop = asyncio.get_running_loop()
+        self._died = loop.create_future()
+        if self._state_root is not None:
+            from streamflow.store.slots import lease_slot
+
+            self._slot = lease_slot(self._state_root)
+        self._switch_interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._switch_interval, SWITCH_INTERVAL_SECONDS))
+        self.executor = Executor(self.clock, max_parallel_steps=self.max_parallel_steps, limits=self.limits)
+        self.watchdog = Watchdog(self.executor, blocked_seconds=self.limits.loop_blocked_seconds)
+        self.watchdog.start()
+        self._membership = await self.log.join(self.owner)
+        self._assignments = loop.create_task(self._follow_assignments(self._membership), name="assignments")
+        self._assignments.add_done_callback(self._ended)
+
+    async def wait(self) -> None:
+        """Return when the worker was stopped; raise what it died of."""
+        assert self._died is not None, "start the worker first"
+        await asyncio.shield(self._died)
+
+    async def stop(self) -> None:
+        """Finish what is durable, hand the partitions over at once, and free everything. Idempotent."""
+        if self._assignments is None:
+            self._free()
+            return
+        self._assignments.cancel()
+        await asyncio.wait((self._assignments,))
+        self._assignments = None
+        await asyncio.gather(*(self._give_up(partition) for partition in list(self.partitions)))
+        if self._membership is not None:
+            await self._membership.leave()
+            self._membership = None
+        self._free()
+        if self._died is not None and not self._died.done():
+            self._died.set_result(None)
+
+    def _free(self) -> None:
+        if hasattr(self, "executor"):
+            self.executor.close()
+            self.watchdog.stop()
+            sys.setswitchinterval(self._switch_interval)
+        if self._slot is not None:
+            self._slot.close()
+            self._slot = None
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._die(task.exception())
+
+    def _die(self, error: BaseException | None) -> None:
+        if self._died is not None and not self._died.done() and error is not None:
+            self._died.set_exception(error)
+            self._died.exception()  # whoever waits sees it; without a waiter it must not be reported as lost
+
+    async def _follow_assignments(self, membership: Membership) -> None:
+        async for wanted in membership.assignments():
+            for partition in sorted(wanted - self.partitions.keys()):
+                task = asyncio.get_running_loop().create_task(self._own(partition), name=f"partition-{partition}")
+                self.partitions[partition] = task
+            gone = self.partitions.keys() - wanted
+            await asyncio.gather(*(self._give_up(partition) for partition in sorted(gone)))
+
+    async def _give_up(self, partition: int) -> None:
+        """Stop a partition gracefully and release it."""
+        task = self.partitions.pop(partition)
+        processor = self.processors.get(partition)
+        if processor is not None:
+            processor.stop()
+            await asyncio.wait((task,), timeout=self.limits.stop_seconds + 1)
+        task.cancel()
+        await asyncio.wait((task,))
+        if self._membership is not None:
+            await self._membership.release(partition)
+
+    async def _own(self, partition: int) -> None:
+        """Process the partition, beginning again after failures, until it is given up."""
+        backoff = BACKOFF_SECONDS
+        while True:
+            try:
+                if await self._process(partition):
+                    return
+            except Fenced as error:
+                FENCED.inc()
+                log_.warning("partition %d: %s; reading the log again", partition, error)
+            except Unavailable as error:
+                log_.warning("partition %d: %s; trying again in %.1f s", partition, error, backoff)
+            except CorruptLog as error:
+                log_.exception("partition %d cannot be served", partition)
+                self._die(error)
+                return
+            except Exception as error:  # a broken invariant: said loudly, and begun again from the log
+                log_.exception("partition %d failed: %s; beginning again from the log", partition, error)
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
+
+    async def _process(self, partition: int) -> bool:
+        """One life of the partition; True when it was stopped on purpose."""
+        stores: list[Store] = []
+        try:
+            store = await self._open_store(partition, HISTORY)
+            stores.append(store)
+            timer_store = await self._open_store(partition, TIMERS)
+            stores.append(timer_store)
+            processor = Processor(
+                partition=partition,
+                owner=self.owner,
+                log=self.log,
+                store=store,
+                executor=self.executor,
+                clock=self.clock,
+                code_of=self._code_of,
+                limits=self.limits,
+            )
+            timers = TimerService(
+                self.log,
+                timer_store,
+                partition,
+                clock=self.clock,
+                fire_at_of=fire_at_of,
+                fire_command=partial(fire_command, partition=partition),
+            )
+            self.processors[partition] = processor
+            firing = asyncio.get_running_loop().create_task(timers.run(), name=f"timers-p{partition}")
+            running = asyncio.get_running_loop().create_task(processor.run(), name=f"processor-p{partition}")
+            try:
+                await asyncio.wait((firing, running), return_when=asyncio.FIRST_COMPLETED)
+                if running.done():
+                    running.result()
+                    return True
+                firing.result()
+                raise RuntimeError(f"partition {partition}: the timer service ended by itself")
+            finally:
+                for task in (firing, running):
+                    task.cancel()
+                await asyncio.wait((firing, running))
+                for task in (firing, running):
+                    if not task.cancelled():
+                        task.exception()
+        finally:
+            self.processors.pop(partition, None)
+            for opened in stores:
+                opened.close()
+
+    async def _open_store(self, partition: int, topic: str) -> Store:
+        if self._slot is None:
+            return MemoryStore()
+        from streamflow.store.rocks import open_rocks
+
+        store = open_rocks(
+            self._slot.path / self.log.app / f"{topic}-{partition}",
+            identity=f"{self.log.identity}/{topic}/{partition}",
+            log_start=await self.log.start_offset(topic, partition),
+            log_end=await self.log.end_offset(topic, partition),
+        )
+        if store.wiped is not None:
+            log_.warning("partition %d: the local %s state was wiped and is rebuilt: %s", partition, topic, store.wiped)
+        return store
+
+    def _code_of(self, workflow: str) -> CodeFactory | None:
+        definition = self.app.workflows.get(workflow)
+        return None if definition is None else partial(_make_code, definition)
+
+
+def _make_code(definition: object, execution: Execution, run: Run) -> RunCode:
+    return RunCode(definition, execution, run)  # type: ignore[arg-type]
+
+
+def _state_root(log: Log, state_dir: str | os.PathLike[str] | None) -> Path | None:
+    """Where local state lies: as told, else beside the SQLite file; in memory for a log in memory."""
+    if state_dir is not None:
+        return Path(state_dir)
+    place = getattr(log, "path", None)
+    return None if place is None else Path(f"{place}.state")

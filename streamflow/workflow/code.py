@@ -1,0 +1,321 @@
+"""The code of one live run: its coroutines on a `WorkflowLoop`, and the bridge between them and the core's `Decisions`.
+
+Each thing that the code waits for has a number; `_waiting` maps it to the future, or to the timer handle, that its
+outcome resolves. `calls` keeps how each open step was called (its retry policy, its timeout) for the executor: these
+are code, not data, so they come from replay and not from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import traceback
+import uuid
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, cast
+
+from streamflow.codec.payload import decode_value, encode_value
+from streamflow.config import PAYLOAD_BYTES_MAX, TRACEBACK_BYTES_MAX
+from streamflow.core.events import (
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    SignalReceived,
+    SignalTaken,
+    StepCompleted,
+    StepFailed,
+    TimerFired,
+)
+from streamflow.core.machines.run import Run
+from streamflow.core.replay import Decisions, Diverged, Outcome
+from streamflow.core.retry import Retry
+from streamflow.errors import (
+    ErrorInfo,
+    InvalidArguments,
+    NonDeterminismError,
+    NotInWorkflow,
+    PayloadTooLarge,
+    SignalError,
+    StepFailed as StepFailedError,
+)
+from streamflow.workflow.loop import LoopsForever, WorkflowLoop
+
+if TYPE_CHECKING:
+    from streamflow.workflow.definitions import Step, Workflow
+
+log = logging.getLogger("streamflow.workflow")
+
+
+@dataclass(frozen=True, slots=True)
+class StepCall:
+    """How a step was called: every option resolved to what counts."""
+
+    step: Step[..., Any]
+    name: str
+    retry: Retry
+    timeout: float | None
+    delay: float | None
+    at: datetime | None
+    queue: str | None
+    check_args: bool
+
+
+class RunLoop(WorkflowLoop):
+    """The loop of one run; `code` leads from the running loop to the run."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: RunCode) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class RunCode:
+    """Implements the core's `Code` with asyncio coroutines, and the loop's `TimerPort` with durable timers."""
+
+    __slots__ = (
+        "_chance",
+        "_main",
+        "_timers",
+        "_waiting",
+        "at",
+        "calls",
+        "decisions",
+        "definition",
+        "loop",
+        "plain_calls",
+        "replaying",
+        "run",
+    )
+
+    def __init__(self, definition: Workflow[..., Any], decisions: Decisions, run: Run) -> None:
+        self.definition = definition
+        self.decisions = decisions
+        self.run = run
+        self.at = 0
+        self.replaying = False
+        self.calls: dict[int, StepCall] = {}
+        self.plain_calls: dict[str, StepCall] = {}
+        self.loop = RunLoop(self)
+        self._waiting: dict[int, asyncio.Future[Any] | asyncio.TimerHandle] = {}
+        self._timers: dict[int, int] = {}
+        self._main: asyncio.Task[None] | None = None
+        self._chance: tuple[random.Random, random.Random] | None = None
+
+    # -- Code: called by the core ------------------------------------------------------------------------------------
+
+    def begin(self, args: bytes) -> None:
+        """Make the main task; it runs at the next drain."""
+        self._main = self.loop.create_task(self._run(args), name=self.run.workflow_id)
+
+    def resolve(self, number: int, outcome: Outcome, signal: SignalReceived | None) -> bool:
+        """Hand an outcome to whoever waits for it."""
+        waiter = self._waiting.pop(number, None)
+        if waiter is None:
+            return False
+        self.calls.pop(number, None)
+        if isinstance(waiter, asyncio.TimerHandle):
+            self._timers.pop(id(waiter), None)
+            self.loop.fire(waiter)
+        elif not waiter.done():
+            waiter.set_result(signal if signal is not None else outcome)
+        return True
+
+    def cancel(self) -> None:
+        """Cancel the main task."""
+        if self._main is not None:
+            self._main.cancel()
+
+    def drain(self, at: int, replaying: bool) -> None:
+        """Run until everything waits."""
+        self.at = at
+        self.replaying = self.loop.replaying = replaying
+        self.loop.set_time(at / 1000)
+        try:
+            self.loop.drain()
+        except LoopsForever as error:
+            raise NonDeterminismError(
+                f"run {self.run.workflow_id} ({self.run.workflow}) {error}. The run is blocked and kept as it is: "
+                f"await something in the loop, or move the work into a step, and start a worker with the mended code"
+            ) from None
+        except (SystemExit, KeyboardInterrupt) as error:
+            self.decisions.close_run(RunFailed(error=error_info(error)))
+
+    def close(self) -> None:
+        """Drop the coroutines where they stand."""
+        self.loop.close()
+        self._waiting.clear()
+        self._timers.clear()
+        self.calls.clear()
+        self._main = None
+
+    # -- TimerPort: called by the loop -------------------------------------------------------------------------------
+
+    def set_timer(self, handle: asyncio.TimerHandle) -> None:
+        """A `call_later` of the code is a durable timer; instants are rounded up, so that none fires early."""
+        callback = getattr(handle, "_callback", None)
+        name = "sleep" if getattr(callback, "__name__", "") == "_set_result_unless_cancelled" else "timeout"
+        number = self.decisions.timer(name, math.ceil(round(handle.when() * 1000, 3)))
+        self._waiting[number] = handle
+        self._timers[id(handle)] = number
+
+    def cancel_timer(self, handle: asyncio.TimerHandle) -> None:
+        """The code no longer needs the timer."""
+        number = self._timers.pop(id(handle), None)
+        if number is not None and self._waiting.pop(number, None) is not None:
+            self.decisions.cancel(number)
+
+    # -- called by the workflow's code -------------------------------------------------------------------------------
+
+    async def call_step(self, call: StepCall, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Schedule the step and wait for its outcome."""
+        step = call.step
+        encoded = step.signature.encode_args(tuple(args), dict(kwargs))
+        check_size(encoded, what=f"the arguments of step {call.name}")
+        start_at = None
+        if call.delay is not None:
+            start_at = self.at + math.ceil(call.delay * 1000)
+        elif call.at is not None:
+            start_at = to_ms(call.at)
+        number = self.decisions.step(
+            call.name,
+            encoded,
+            start_at=start_at,
+            queue=call.queue,
+            at_most_once=step.at_most_once,
+            check_args=call.check_args,
+        )
+        self.calls[number] = call
+        outcome = await self._outcome(number)
+        if isinstance(outcome, StepCompleted):
+            return step.signature.decode_result(outcome.result)
+        assert isinstance(outcome, StepFailed), outcome
+        raise _step_error(step, call.name, outcome)
+
+    async def wait_signal(self, name: str, type_: Any) -> Any:
+        """Wait for the next signal of that name and decode its value."""
+        received = await self._outcome(self.decisions.wait(name))
+        assert isinstance(received, SignalReceived), received
+        if received.error is not None:
+            raise SignalError(name, received.error)
+        return decode_value(received.value if received.value is not None else b"null", type_)
+
+    async def _outcome(self, number: int) -> Any:
+        future = self.loop.create_future()
+        self._waiting[number] = future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._waiting.pop(number, None) is not None:
+                self.calls.pop(number, None)
+                self.decisions.cancel(number)
+            raise
+
+    def set_progress(self, value: object) -> None:
+        """Report progress."""
+        encoded = encode_value(value)
+        check_size(encoded, what="progress")
+        self.decisions.progress(encoded)
+
+    def now(self) -> datetime:
+        """The turn's instant."""
+        return from_ms(self.at)
+
+    def random(self) -> random.Random:
+        """The run's own chance: the same on every replay."""
+        return self._streams()[0]
+
+    def uuid4(self) -> uuid.UUID:
+        """A UUID from a stream of its own, so that `random` and `uuid4` do not disturb each other."""
+        return uuid.UUID(int=self._streams()[1].getrandbits(128), version=4)
+
+    def _streams(self) -> tuple[random.Random, random.Random]:
+        if self._chance is None:
+            seed = f"{self.run.workflow_id}\0{self.run.run}"
+            self._chance = random.Random(f"{seed}\0random"), random.Random(f"{seed}\0uuid")  # noqa: S311 - replayable
+        return self._chance
+
+    async def _run(self, args: bytes) -> None:
+        """The main task: the workflow's function from arguments to the event that closes the run."""
+        event: RunCompleted | RunFailed | RunCancelled
+        try:
+            positional, named = self.definition.signature.decode_args(args)
+            returned = await self.definition.function(*positional, **named)
+            result = self.definition.signature.encode_result(returned)
+            check_size(result, what=f"the result of workflow {self.definition.name}")
+            event = RunCompleted(result=result)
+        except asyncio.CancelledError as error:
+            event = RunCancelled() if self.run.cancel_requested else RunFailed(error=error_info(error))
+        except (Diverged, LoopsForever, GeneratorExit):
+            raise
+        except BaseException as error:  # whatever the code raises is the run's outcome, SystemExit too
+            event = RunFailed(error=error_info(error))
+        self.decisions.close_run(event)
+
+
+def current(what: str) -> RunCode:
+    """The run whose code is running; `NotInWorkflow` naming `what` outside of one."""
+    loop = asyncio._get_running_loop()
+    if isinstance(loop, RunLoop):
+        return loop.code
+    raise NotInWorkflow(f"{what} works only inside a workflow, while its code runs: call it there")
+
+
+def check_size(payload: bytes, *, what: str) -> None:
+    """Refuse a payload that would not fit a record."""
+    from streamflow.errors import PayloadTooLarge
+
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise PayloadTooLarge(
+            f"{what} has {len(payload):,} bytes of JSON, at most {PAYLOAD_BYTES_MAX:,} fit a record: "
+            f"keep the value elsewhere and pass a reference to it"
+        )
+
+
+def _step_error(step: Step[..., Any], name: str, outcome: StepFailed) -> BaseException:
+    """The exception that the awaiting code gets: the very class where the step lists it in `raises`."""
+    info = outcome.error
+    for declared in step.raises:
+        if qualified(declared) == info.type:
+            try:
+                return declared(info.message)
+            except TypeError:  # its constructor wants something else: the message alone must do
+                made = declared.__new__(declared)
+                made.args = (info.message,)
+                return made
+    return StepFailedError(name, outcome.attempt, info)
+
+
+def qualified(type_: type[BaseException]) -> str:
+    """The class's name, with its module unless it is built in."""
+    return type_.__qualname__ if type_.__module__ == "builtins" else f"{type_.__module__}.{type_.__qualname__}"
+
+
+def error_info(error: BaseException) -> ErrorInfo:
+    """An exception as the log keeps it."""
+    text = "".join(traceback.format_exception(error))
+    if len(text) > TRACEBACK_BYTES_MAX:
+        text = "…" + text[-TRACEBACK_BYTES_MAX:]
+    try:
+        message = str(error)
+    except Exception as broken:  # a user's __str__ may raise anything
+        message = f"(its text could not be made: {type(broken).__name__})"
+    return ErrorInfo(type=qualified(type(error)), message=_utf8(message[:TRACEBACK_BYTES_MAX]), traceback=_utf8(text))
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def to_ms(at: datetime) -> int:
+    """An aware datetime as milliseconds since the epoch, rounded up."""
+    return math.ceil(round(at.timestamp() * 1000, 3))
+
+
+def from_ms(at: int) -> datetime:
+    """Milliseconds since the epoch as an aware datetime in UTC."""
+    return datetime.fromtimestamp(at / 1000, timezone.utc)

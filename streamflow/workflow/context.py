@@ -1,0 +1,112 @@
+"""What workflow code calls as `sf.…`: signals, progress, and replay-safe time, chance and logging."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random as random_module
+import uuid
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from streamflow.core.retry import Duration
+from streamflow.errors import InvalidArguments
+from streamflow.ids import check_id
+from streamflow.workflow.code import RunLoop, current, from_ms
+from streamflow.workflow.definitions import check_duration, check_instant
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowInfo:
+    """What `sf.info()` tells of the run whose code is running."""
+
+    workflow_id: str
+    workflow: str
+    run: int
+    started_at: datetime
+    replaying: bool
+
+
+@overload
+async def wait_signal(name: str, type: type[T], timeout: Duration | None = None) -> T: ...
+@overload
+async def wait_signal(name: str, type: Any = Any, timeout: Duration | None = None) -> Any: ...
+async def wait_signal(name: str, type: Any = Any, timeout: Duration | None = None) -> Any:
+    """Wait for the next signal of that name, in order of arrival, also one sent before.
+
+    The value is decoded as `type`. Raises `TimeoutError` after `timeout` (seconds or a timedelta), and `SignalError`
+    when the signal was sent with `error=`.
+    """
+    code = current("sf.wait_signal")
+    check_id(name, what="signal name")
+    if timeout is None:
+        return await code.wait_signal(name, type)
+    async with asyncio.timeout(check_duration(timeout, what="timeout of sf.wait_signal")):
+        return await code.wait_signal(name, type)
+
+
+async def sleep_until(at: datetime) -> None:
+    """Sleep durably until the instant `at` (aware); at once when it is past."""
+    code = current("sf.sleep_until")
+    delay = check_instant(at, what="at of sf.sleep_until").timestamp() - code.loop.time()
+    await asyncio.sleep(max(delay, 0.0))
+
+
+def progress(value: object) -> None:
+    """Show `value` (JSON) as the run's progress in its status."""
+    current("sf.progress").set_progress(value)
+
+
+def now() -> datetime:
+    """The time in UTC, replay-safe: the instant at which the engine took the input that the code runs on."""
+    return current("sf.now").now()
+
+
+def random() -> random_module.Random:
+    """The run's own `random.Random`, replay-safe: seeded by the run, one for the whole run."""
+    return current("sf.random").random()
+
+
+def uuid4() -> uuid.UUID:
+    """A random UUID, replay-safe."""
+    return current("sf.uuid4").uuid4()
+
+
+def info() -> WorkflowInfo:
+    """The run whose code is running."""
+    code = current("sf.info")
+    run = code.run
+    if run.started_at is None:
+        raise InvalidArguments(f"run {run.workflow_id} has not started")
+    return WorkflowInfo(run.workflow_id, run.workflow, run.run, from_ms(run.started_at), code.replaying)
+
+
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter
+
+
+class WorkflowLogger(_Adapter):
+    """A logger for workflow code: silent while replaying, and each record carries the run's id as `workflow_id`."""
+
+    def isEnabledFor(self, level: int) -> bool:
+        """Whether a record of that level is logged now: not while replaying."""
+        loop = asyncio._get_running_loop()
+        if isinstance(loop, RunLoop) and loop.code.replaying:
+            return False
+        return super().isEnabledFor(level)
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Add the run's id to the record."""
+        loop = asyncio._get_running_loop()
+        if isinstance(loop, RunLoop):
+            kwargs["extra"] = {"workflow_id": loop.code.run.workflow_id, **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+log = WorkflowLogger(logging.getLogger("streamflow.user"), {})

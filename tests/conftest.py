@@ -1,0 +1,16 @@
+"""What every test gets: no settings from the developer's shell, and property tests without a wall-clock deadline."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+# A deadline measures the machine, not the code: on a busy one it fails at random. The timeout of the run is enough.
+settings.register_profile("streamflow", deadline=None, print_blob=True)
+settings.load_profile("streamflow")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STREAMFLOW_URL", "STREAMFLOW_APP"):
+        monkeypatch.delenv(name, raising=False)

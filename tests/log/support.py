@@ -1,0 +1,155 @@
+"""Shared by the tests of the log: running a test on its own event loop, waiting for facts, places for logs."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from streamflow.log import open_log
+from streamflow.log.base import Log, Membership, Record
+
+TEST_SECONDS: Final = 60
+"""A test that hangs fails after this, wherever it runs."""
+
+ROOT: Final = Path(__file__).parents[2]
+
+
+class Place:
+    """Where a test keeps a log: opens handles to it and closes them all at the end."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.opened: list[Log] = []
+
+    async def open(self, app: str = "shop", *, create: bool = True, partitions: int | None = None) -> Log:
+        log = await open_log(self.url, app=app, create=create, partitions=partitions)
+        self.opened.append(log)
+        return log
+
+    async def close(self) -> None:
+        for log in reversed(self.opened):
+            await log.close()
+
+
+def on_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run an async test on an event loop of its own; the `Place`s among its fixtures are closed on that loop."""
+
+    @functools.wraps(test)
+    def run(**fixtures: object) -> None:
+        async def main() -> None:
+            try:
+                async with asyncio.timeout(TEST_SECONDS):
+                    await test(**fixtures)
+            finally:
+                for fixture in fixtures.values():
+                    if isinstance(fixture, Place):
+                        await fixture.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until `condition` holds; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
+        await asyncio.sleep(0.002)  # tidy: the poll of a fact that another process makes true
+
+
+class Assigned:
+    """Reads a membership's assignments; `now` is the newest set."""
+
+    def __init__(self, membership: Membership) -> None:
+        self.now: frozenset[int] | None = None
+        self.seen: list[frozenset[int]] = []
+        self._task = asyncio.get_running_loop().create_task(self._read(membership))
+
+    async def _read(self, membership: Membership) -> None:
+        async for partitions in membership.assignments():
+            self.now = partitions
+            self.seen.append(partitions)
+
+    async def becomes(self, *partitions: int) -> None:
+        await eventually(lambda: self.now == frozenset(partitions))
+
+    async def has(self, count: int) -> None:
+        await eventually(lambda: self.now is not None and len(self.now) == count)
+
+    async def ended(self) -> None:
+        await self._task
+
+
+class Child:
+    """A process that runs a verb of tests/log/child.py and talks in lines."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.reading = asyncio.get_running_loop().create_task(self._read())
+
+    @staticmethod
+    async def start(verb: str, url: str, argument: str = "", **environment: str) -> Child:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.log.child", verb, url, argument,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT, env={**os.environ, **environment},
+        )  # fmt: skip
+        return Child(process)
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            if line.endswith(b"\n"):  # else it was cut off by the death of its writer
+                self.lines.append(line.decode().strip())
+
+    def write(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    async def says(self, line: str, *, after: int = 0) -> None:
+        """Wait until the child has printed `line`, as its `after`th or later."""
+        await eventually(lambda: line in self.lines[after:])
+
+    async def line(self, number: int) -> str:
+        await eventually(lambda: len(self.lines) > number or self.reading.done())
+        return self.lines[number]
+
+    async def end(self) -> int:
+        """Close its stdin, wait for its end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        code = await self.process.wait()
+        await self.reading
+        return code
+
+    async def kill(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.end()
+
+
+async def take(batches: AsyncIterator[list[Record]], count: int) -> list[Record]:
+    """The next `count` records of a follow, which is closed then."""
+    records: list[Record] = []
+    async for batch in batches:
+        assert batch, "follow never gives an empty batch"
+        records += batch
+        if len(records) >= count:
+            break
+    await batches.aclose()  # type: ignore[attr-defined]
+    return records
+
+
+def sqlite_url(path: Path, **options: object) -> str:
+    query = "&".join(f"{name}={value}" for name, value in options.items())
+    return f"sqlite:///{path}" + (f"?{query}" if query else "")

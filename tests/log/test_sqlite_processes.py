@@ -1,0 +1,169 @@
+"""Several processes on one SQLite file: wake-ups, membership under SIGKILL and SIGSTOP, crashes in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+import statistics
+import time
+from pathlib import Path
+
+from streamflow.log.base import COMMANDS, HISTORY, Outgoing
+from streamflow.log.sqlite_locks import LEASE_SECONDS
+from tests.log.support import Assigned, Child, Place, eventually, on_loop, sqlite_url
+
+
+@on_loop
+async def test_a_commit_wakes_followers_in_other_processes(tmp_path: Path) -> None:
+    place = Place(sqlite_url(tmp_path / "log.db"))
+    log = await place.open()
+    child = await Child.start("follower", place.url, COMMANDS)
+    try:
+        await child.says("following 0")
+        for number in range(100):
+            await log.publish([Outgoing(COMMANDS, 0, b"k", b"%d" % time.monotonic_ns())])
+            await eventually(lambda number=number: len(child.lines) == number + 2)
+    finally:
+        await child.kill()
+        await place.close()
+    late_ms = statistics.median(int(line.split()[1]) for line in child.lines[1:]) / 1e6
+    assert late_ms < 100, f"a wake-up, not the safety poll of 250 ms: {late_ms} ms from before the append"
+
+
+@on_loop
+async def test_a_killed_member_is_replaced_within_a_second(tmp_path: Path) -> None:
+    place = Place(sqlite_url(tmp_path / "log.db"))
+    log = await place.open()
+    child = await Child.start("member", place.url, "victim")
+    try:
+        await child.says("assigned 0 1 2 3")
+        survivor = Assigned(await log.join("survivor"))
+        await child.says("assigned 0 1")
+        child.write("append 0")
+        await child.says("appended 1")
+        child.signal(signal.SIGKILL)
+        killed = time.monotonic()
+        await survivor.becomes(0, 1, 2, 3)
+        assert time.monotonic() - killed < 1
+        assert await log.append(0, 1, [(b"survivor", b"v")]) == 1
+    finally:
+        await child.kill()
+        await place.close()
+    assert not (tmp_path / "log.db.workers").exists(), "no lock file is left"
+
+
+@on_loop
+async def test_a_stopped_member_loses_its_partitions_after_its_lease_and_is_fenced(tmp_path: Path) -> None:
+    place = Place(sqlite_url(tmp_path / "log.db"))
+    log = await place.open()
+    child = await Child.start("member", place.url, "stuck")
+    try:
+        await child.says("assigned 0 1 2 3")
+        child.write("append 0")
+        await child.says("appended 1")
+        child.signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        survivor = Assigned(await log.join("survivor"))
+        await eventually(lambda: survivor.now is not None)
+        assert survivor.now == frozenset(), "its lease lasts"
+        await survivor.becomes(0, 1, 2, 3)
+        assert LEASE_SECONDS - 1.5 < time.monotonic() - stopped < LEASE_SECONDS + 5
+        assert await log.append(0, 1, [(b"survivor", b"claim")]) == 1
+        child.signal(signal.SIGCONT)
+        child.write("append 0")
+        await child.says("failed Fenced")
+        await child.says("assigned")
+        await survivor.becomes(0, 1)
+    finally:
+        await child.kill()
+        await place.close()
+
+
+@on_loop
+async def test_a_blocked_event_loop_keeps_its_partitions(tmp_path: Path) -> None:
+    place = Place(sqlite_url(tmp_path / "log.db"))
+    log = await place.open()
+    child = await Child.start("member", place.url, "blocked")
+    try:
+        await child.says("assigned 0 1 2 3")
+        survivor = Assigned(await log.join("survivor"))
+        await child.says("assigned 0 1")
+        child.write(f"block {LEASE_SECONDS + 1}")
+        await child.says("blocked")
+        assert survivor.seen == [frozenset()]
+        child.write("append 0")
+        await child.says("appended 1")
+    finally:
+        await child.kill()
+        await place.close()
+
+
+@on_loop
+async def test_leaving_hands_over_to_another_process_without_waiting_for_a_check(tmp_path: Path) -> None:
+    place = Place(sqlite_url(tmp_path / "log.db"))
+    log = await place.open()
+    child = await Child.start("member", place.url, "other")
+    try:
+        await child.says("assigned 0 1 2 3")
+        for _ in range(3):
+            membership = await log.join("mine")
+            mine = Assigned(membership)
+            await eventually_has_left(child, mine)
+            await membership.leave()
+            await mine.ended()
+        child.write("leave")
+        await child.says("left")
+        await Assigned(await log.join("mine")).becomes(0, 1, 2, 3)
+    finally:
+        await child.kill()
+        await place.close()
+
+
+async def eventually_has_left(child: Child, mine: Assigned) -> None:
+    """The other member has been told to give up half (it never releases, so we never get it)."""
+    await child.says("assigned 0 1")
+    await eventually(lambda: mine.now == frozenset())
+
+
+@on_loop
+async def test_every_acknowledged_record_survives_a_kill_in_the_middle(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "log.db")
+    child = await Child.start("appender", url, "victim")
+    await eventually(lambda: len(child.lines) > 400)
+    await child.kill()
+    acknowledged = {(int(p), int(offset)) for _, p, offset in (line.split() for line in child.lines)}
+    place = Place(url)
+    log = await place.open()
+    for partition in range(log.partitions):
+        records = await log.read(HISTORY, partition, 0, limit=1_000_000)
+        assert [record.offset for record in records] == list(range(await log.end_offset(HISTORY, partition)))
+        assert [record.value for record in records] == [b"%d" % record.offset for record in records]
+        assert {offset for p, offset in acknowledged if p == partition} <= {record.offset for record in records}
+        assert await log.append(partition, len(records), [(b"next", b"v")]) == len(records)
+    await place.close()
+    db = sqlite3.connect(tmp_path / "log.db")
+    assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    db.close()
+
+
+@on_loop
+async def test_many_processes_create_one_file_together(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "log.db")
+    children = [await Child.start("opener", url) for _ in range(5)]
+    assert [await child.end() for child in children] == [0] * 5
+    assert len({line for child in children for line in child.lines}) == 1
+
+
+@on_loop
+async def test_two_processes_write_at_once_without_losing_or_repeating_an_offset(tmp_path: Path) -> None:
+    place = Place(sqlite_url(tmp_path / "log.db", synchronous="off"))
+    log = await place.open()
+    child = await Child.start("appender", place.url, "other")
+    await eventually(lambda: len(child.lines) > 10)
+    for number in range(200):
+        await log.publish([Outgoing(COMMANDS, 0, b"k", b"%d" % number)])
+    assert [record.value for record in await log.read(COMMANDS, 0, 0)] == [b"%d" % number for number in range(200)]
+    await asyncio.sleep(0)
+    await child.kill()
+    await place.close()
