@@ -1,4 +1,4 @@
-"""Finding the app that `MODULE:APP` or `path/file.py:APP` names, with an error for each way in which it may not be there."""
+"""Finding the app that `MODULE:APP` or `FILE.py:APP` names, with an error for each way in which it may be missing."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -23,6 +24,9 @@ BALLAST: Final = "0123456789" * 9
 """With the step's number and the JSON around it, about 100 bytes of input."""
 
 MAX_PARALLEL_STEPS: Final = 1000
+
+SECONDS_MAX: Final = 600.0
+"""A repetition that takes longer hangs, and is ended."""
 
 Figures = dict[str, float]
 """What one repetition measured, by name; names end in their unit."""
@@ -84,13 +88,15 @@ async def stand(
     # Opened once before the worker is there: this creates the topics, so that the client need not wait for them.
     await (await open_log(place, app=app)).close()
     worker = _start(workers, place, app, folder, profile, "")
-    async with sf.connect(place, app=app) as client:
-        made = Stand(place, app, folder, scale, workers, profile, client, worker)
-        # The first answer shows that the worker is ready, the others that its code is warm.
-        for steps in range(20):
-            check(await made.run("sequential", steps, BALLAST), list(range(steps)), "warm-up")
-        yield made
-        workers.check()
+    async with asyncio.timeout(SECONDS_MAX), asyncio.TaskGroup() as beside:
+        watch = beside.create_task(workers.watch())
+        async with sf.connect(place, app=app) as client:
+            made = Stand(place, app, folder, scale, workers, profile, client, worker)
+            # The first answer shows that the worker is ready, the others that its code is warm.
+            for steps in range(20):
+                check(await made.run("sequential", steps, BALLAST), list(range(steps)), "warm-up")
+            yield made
+        watch.cancel()
         await made.worker.stop()
 
 
@@ -135,8 +141,6 @@ class Window:
 
 async def in_flight(limit: int, total: int, one: Callable[[int], Awaitable[None]]) -> None:
     """Call `one` with 0, 1, … `total` - 1, up to `limit` at a time."""
-    import asyncio
-
     numbers = iter(range(total))
 
     async def lane() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -119,7 +120,9 @@ async def timers(stand: Stand) -> Figures:
     await in_flight(runs, runs, one)
     used = window.close()
     if max(accepted) >= due_s:
-        raise WrongResult(f"the starts took {max(accepted) - due_s:.1f} s longer than planned: this machine is too busy")
+        raise WrongResult(
+            f"the starts took {max(accepted) - due_s:.1f} s longer than planned: this machine is too busy"
+        )
     if min(recorded) < 0:
         raise WrongResult(f"a timer fired {-min(recorded):.0f} ms early")
     return {
@@ -140,15 +143,12 @@ async def recovery(stand: Stand) -> Figures:
         check(await stand.run("lines", steps, BALLAST), list(range(steps)), f"run {number}")
 
     window = Window(stand)
-    waiting = asyncio.ensure_future(in_flight(runs, runs, one))
-    try:
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(in_flight(runs, runs, one))
         await _wait_for_lines(stand.lines, runs * steps // 2, waiting)
         stand.worker.kill()
         killed_after = window.seconds
         stand.restart()
-        await waiting
-    finally:
-        waiting.cancel()
     used = window.close()
     history, lines = await _read(stand), read_lines(stand.lines)
     findings = examine(history, lines, with_ends=False)
@@ -162,14 +162,12 @@ async def recovery(stand: Stand) -> Figures:
     }
 
 
-async def _wait_for_lines(path: Path, wanted: int, working: asyncio.Future[None]) -> None:
+async def _wait_for_lines(path: Path, wanted: int, working: asyncio.Task[None]) -> None:
     found = 0
-    while not path.exists():
-        await asyncio.sleep(0.005)
-    with path.open("rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CREAT), "rb") as file:
         while found < wanted:
             if working.done():
-                raise WrongResult(f"all runs are over, with {found} lines of {wanted}: {working.exception()!r}")
+                raise WrongResult(f"all runs were over when {found} of {wanted} lines were written")
             found += file.read().count(b"\n")
             await asyncio.sleep(0.005)
 

@@ -113,8 +113,9 @@ def _in_words(summary: Summary, url: str | None) -> Sequence[str]:
     lines += [f"  FAILED  {problem}" for problem in summary.problems]
     lines += [
         "",
-        f"  {findings.failed_attempts} failed payments were tried again. The kill cut off {summary.cut_off_attempts} steps in the",
-        f"  middle; {findings.repeated_attempts} attempts ran a second time, since their outcome was not in the log yet.",
+        f"  {findings.failed_attempts} failed payments were tried again. The kill cut off {summary.cut_off_attempts} "
+        "steps in the middle;",
+        f"  {findings.repeated_attempts} attempts ran a second time, since their outcome was not in the log yet.",
     ]
     if summary.taken_over_seconds is not None:
         lines.append(

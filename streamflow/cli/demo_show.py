@@ -1,4 +1,4 @@
-"""The demo's story: two workers, many orders, one SIGKILL, a replacement; then the log is asked what really happened."""
+"""The demo's story: two workers, many orders, one SIGKILL, a replacement; then the log is asked."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from streamflow.cli import demo_shop
 from streamflow.cli.demo_view import Scene, View
 from streamflow.cli.evidence import LINES_VARIABLE, STARTED, Findings, History, examine, read_history, read_lines
 from streamflow.cli.worker_process import WorkerProcess, Workers
-from streamflow.core.events import Claim, RunCompleted, SignalAwaited
+from streamflow.core.events import RunCompleted, SignalAwaited
 from streamflow.log.base import HISTORY, Log
 from streamflow.log.open import open_log
 
 APP: Final = "streamflow.cli.demo_shop:app"
-ORDERS_PER_SECOND: Final = 40
+ORDERS_PER_SECOND: Final = 30
 """New orders come this fast: quick enough to be over soon, slow enough to be watched."""
 
 APPROVAL_SECONDS: Final = 0.5
@@ -65,6 +65,7 @@ class Show:
         self._began = time.monotonic()
         self._completed: deque[str] = deque(maxlen=6)
         self._claims_told = 0
+        self._half_done = asyncio.Event()
         self._killed: tuple[WorkerProcess, float] | None = None
         self._taken_over_seconds: float | None = None
         self._cut_off = 0
@@ -96,9 +97,8 @@ class Show:
 
     async def _act(self, log: Log) -> None:
         async with demo_shop.app.connect(self.url) as client, asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(self._workers.watch()), tasks.create_task(self._draw())]
-            for partition in range(log.partitions):
-                beside.append(tasks.create_task(self._follow(log, partition, client, tasks)))
+            followers = [self._follow(log, partition, client, tasks) for partition in range(log.partitions)]
+            beside = [tasks.create_task(each) for each in (self._workers.watch(), self._draw(), *followers)]
             kill = tasks.create_task(self._kill_half_way())
             outcomes = await asyncio.gather(
                 *(self._order(client, number) for number in range(self.orders)), return_exceptions=True
@@ -125,8 +125,7 @@ class Show:
         await client.handle(workflow_id).signal("approved", True, id=f"approval-of-{workflow_id}")
 
     async def _kill_half_way(self) -> None:
-        while self._history.completed < self.orders / 2:
-            await asyncio.sleep(_FRAME_SECONDS / 2)
+        await self._half_done.wait()
         victim = self._busiest()
         under_way = self._attempts_under_way()
         victim.kill()
@@ -164,6 +163,8 @@ class Show:
                         tasks.create_task(self._approve(client, turn.workflow_id))
                     elif isinstance(event, RunCompleted):
                         self._completed.append(turn.workflow_id)
+            if self._history.completed >= self.orders / 2:
+                self._half_done.set()
 
     async def _draw(self) -> None:
         while True:
@@ -229,7 +230,9 @@ def find_problems(orders: int, findings: Findings, killed: bool) -> list[str]:
     """The broken promises, in words."""
     problems = []
     if findings.runs_completed != orders or findings.runs != orders:
-        problems.append(f"{orders} orders were placed, the log has {findings.runs}, {findings.runs_completed} completed")
+        problems.append(
+            f"{orders} orders were placed, the log has {findings.runs}, {findings.runs_completed} completed"
+        )
     if not killed:
         problems.append("no worker was killed, so this run shows nothing")
     for what, steps in (

@@ -67,9 +67,7 @@ class SilentView:
     def __enter__(self) -> SilentView:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         return None
 
     def tell(self, seconds: float, text: str, style: str = "") -> None:
@@ -109,9 +107,7 @@ class LiveView(SilentView):
         self._live.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._live.__exit__(kind, error, tb)
 
     def tell(self, seconds: float, text: str, style: str = "") -> None:

@@ -133,7 +133,7 @@ class StepFacts:
 class RunFacts:
     """A run as the log has it. `closed` is the class of the event that closed it."""
 
-    created_at: int
+    workflow: str
     steps: dict[int, StepFacts] = field(default_factory=dict)
     timers: dict[int, int] = field(default_factory=dict)
     waits: dict[int, str] = field(default_factory=dict)
@@ -184,7 +184,7 @@ class History:
 
     def _take_event(self, turn: Turn, event: Event) -> None:
         if isinstance(event, RunCreated):
-            self.runs[turn.workflow_id] = RunFacts(created_at=turn.at)
+            self.runs[turn.workflow_id] = RunFacts(event.workflow)
             return
         run = self.runs[turn.workflow_id]
         match event:
@@ -266,9 +266,7 @@ def examine(history: History, lines: Iterable[Line], *, with_ends: bool = True) 
         elif line.what == FINISHED:
             finished.add((line.workflow_id, line.number))
     steps = {
-        (workflow_id, number): step
-        for workflow_id, run in history.runs.items()
-        for number, step in run.steps.items()
+        (workflow_id, number): step for workflow_id, run in history.runs.items() for number, step in run.steps.items()
     }
     run_again, repeated = [], 0
     for key, starts in started.items():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -129,8 +129,9 @@ class LiveView:
 
     def _step_table(self, now: Clock) -> RenderableType:
         table = Table.grid(padding=(0, 2, 0, 0))
-        for justify in ("left", "right", "left", "left", "right"):
-            table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        justify: tuple[JustifyMethod, ...] = ("left", "right", "left", "left", "right")
+        for side in justify:
+            table.add_column(justify=side, no_wrap=True)
         table.add_column(overflow="fold")
         if self._more_steps:
             table.add_row("", "", Text("…", style="dim"))

@@ -5,9 +5,7 @@ What every command shares is here: exit codes (1 failure, 2 usage, 130 Ctrl-C), 
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
@@ -93,28 +91,6 @@ class LazyGroup(click.Group):
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        try:
-            return super().main(args, prog_name, complete_var, standalone_mode, windows_expand_args, **extra)
-        except BrokenPipeError:
-            _drop_output()
-            sys.exit(1)
-
-
-def _drop_output() -> None:
-    """The reader has gone: what is still buffered goes nowhere, so that closing stdout does not complain either."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def _did_you_mean(name: str) -> str:

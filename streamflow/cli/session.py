@@ -116,7 +116,7 @@ def connected(function: Callable[Concatenate[Session, P], Awaitable[int | None]]
 
 
 def _connector(url: str, app: str) -> tuple[str, Callable[[], AbstractAsyncContextManager[Client]]]:
-    """The app's name, and how to connect: where its code is named too, through that, which checks names and arguments."""
+    """The app's name, and how to connect: through its code where that is named, which then checks arguments."""
     if ":" in app:
         from streamflow.cli.apps import load_app
 

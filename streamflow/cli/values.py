@@ -1,4 +1,4 @@
-"""What may stand on the command line: JSON values, durations and instants, each with a text that says how to write it."""
+"""What may stand on the command line: JSON, durations, instants; each with a text that says how to write it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import json
 import re
 import sys
 from datetime import UTC, datetime
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    _Type = click.ParamType[Any]
+else:
+    _Type = click.ParamType  # generic since click 8.3 only
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|min|[smhdw])\s*")
 _FOUND_MAX: Final = 40
 
 
-class JsonValue(click.ParamType):
+class JsonValue(_Type):
     """One JSON value; `-` reads it from stdin."""
 
     name = "json"
@@ -43,7 +48,7 @@ class JsonValue(click.ParamType):
             self.fail("it is nested too deeply")
 
 
-class Duration(click.ParamType):
+class Duration(_Type):
     """Seconds: `2.5`, or with units: `500ms`, `90s`, `1h30m`, `7d`."""
 
     name = "duration"
@@ -54,12 +59,12 @@ class Duration(click.ParamType):
         text = value.strip().lower()
         if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
             return float(text)
-        if text and not _PART.sub("", text):
-            return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
-        self.fail(f"{value.strip()!r} is not a duration: write seconds (2.5), or units, as in 500ms, 90s, 1h30m, 7d")
+        if not text or _PART.sub("", text):
+            self.fail(f"{value.strip()!r} is no duration: write seconds (2.5), or units, as in 500ms, 90s, 1h30m, 7d")
+        return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
 
 
-class Instant(click.ParamType):
+class Instant(_Type):
     """An ISO 8601 instant with its zone."""
 
     name = "instant"

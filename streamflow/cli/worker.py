@@ -1,7 +1,7 @@
 """The command `worker`: serve an app until SIGTERM or Ctrl-C, then stop gracefully.
 
-The first signal stops: what is under way becomes durable if it is quick about it, and the partitions go to other workers
-at once. A second signal exits without waiting; nothing is lost by that either, the next owner goes on from the log.
+The first signal stops: what is under way becomes durable if it is quick about it, and the partitions go to other
+workers at once. A second signal exits without waiting; nothing is lost by that either, the next owner goes on from the log.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -114,8 +114,8 @@ def _announce(app: App, url: str, partitions: int, output: Output) -> None:
     )
 
 
-def _count(things: dict[str, object] | object, what: str) -> str:
-    number = len(things)  # type: ignore[arg-type]
+def _count(things: Sized, what: str) -> str:
+    number = len(things)
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
@@ -123,7 +123,7 @@ def _count(things: dict[str, object] | object, what: str) -> str:
 def _stop_on_signal(output: Output) -> Iterator[asyncio.Event]:
     """An event that SIGTERM or SIGINT sets; a second signal ends the process.
 
-    Handlers of `signal`, not of the event loop: a step that blocks the loop must not keep a second Ctrl-C from its work.
+    Handlers of `signal`, not of the event loop: a step that blocks the loop must not hold up a second Ctrl-C.
     """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -68,13 +69,13 @@ class WorkerProcess:
         """SIGTERM, then wait for the process to end; its exit code. A worker that does not stop is killed."""
         self.killed = True
         self._process.terminate()
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                while self.is_alive:
-                    await asyncio.sleep(_POLL_SECONDS)
-        except TimeoutError:
-            self.kill()
-        return self._process.wait()
+        deadline = time.monotonic() + STOP_SECONDS
+        while True:
+            if not self.is_alive:
+                return self._process.wait()
+            if time.monotonic() > deadline:
+                self.kill()
+            await asyncio.sleep(_POLL_SECONDS)
 
     def cpu_seconds(self) -> float:
         """User and system time that the process has used, of all its threads; 0.0 where there is no /proc."""
@@ -150,7 +151,10 @@ class Workers:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, where SIGTERM and SIGHUP end `main` as Ctrl-C does: with its `finally` blocks."""
+    """`asyncio.run`, where SIGTERM and SIGHUP end `main` as Ctrl-C does: with its `finally` blocks.
+
+    What fails inside task groups comes out as the first error alone, so that the caller can say it in a line.
+    """
 
     async def guarded() -> T:
         loop = asyncio.get_running_loop()
@@ -170,4 +174,10 @@ def run(main: Coroutine[Any, Any, T]) -> T:
                 raise SystemExit(128 + received[0]) from None
             raise
 
-    return asyncio.run(guarded())
+    try:
+        return asyncio.run(guarded())
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group

@@ -65,7 +65,7 @@ def check_type(annotation: Any) -> Shape:
     )
 
 
-def _may_be_key(node: types.Type) -> bool:
+def _may_be_key(node: Any) -> bool:
     if isinstance(node, types.UnionType):
         return all(map(_may_be_key, node.types))
     plain = (types.AnyType, types.StrType, types.IntType, types.FloatType, types.EnumType, types.LiteralType)

@@ -127,7 +127,8 @@ class _Generator:
                 return [f"({many} if (a := {source}) else b'\\0')"]
             case {"type": "record"} as record:
                 return [f"{self.record_writer(record, b'')}({source})"]
-        raise NotImplementedError(f"schemas of streamflow use no {schema!r}")
+            case other:
+                raise NotImplementedError(f"schemas of streamflow use no {other!r}")
 
     def union_writers(self, branches: list[Schema], prefix: bytes = b"") -> str:
         """The name of a table from class to the writer of the branch's index and body."""
@@ -196,7 +197,8 @@ class _Generator:
                 ]
             case {"type": "record"} as record:
                 return [f"{target}, i = {self.record_reader(record)}(d, i)"]
-        raise NotImplementedError(f"schemas of streamflow use no {schema!r}")
+            case other:
+                raise NotImplementedError(f"schemas of streamflow use no {other!r}")
 
     def union_readers(self, branches: list[Schema]) -> str:
         """The name of a table from the byte of a branch's index to the reader of its body."""

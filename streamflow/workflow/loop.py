@@ -35,11 +35,11 @@ import warnings
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, copy_context
-from typing import Any, Final, NoReturn, Protocol, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack
 
-from streamflow.errors import NotInWorkflow
 from streamflow.workflow import guard
 from streamflow.workflow.guard import LoopsForever
+from streamflow.workflow.refusing import Refusing
 
 __all__ = ["CALLBACKS_MAX", "Evicted", "LoopsForever", "TimerPort", "WorkflowLoop"]
 
@@ -119,7 +119,7 @@ class _Ready(list[Any]):
 _NEVER_READY: Final = _Ready()
 
 
-class WorkflowLoop(asyncio.AbstractEventLoop):
+class WorkflowLoop(Refusing):
     """The event loop of one run; see the module's text for the rules."""
 
     __slots__ = (
@@ -273,6 +273,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         # nothing is left for the garbage collector, and nothing to complain about when they die.
         for task in tasks:
             waiter = getattr(task, "_fut_waiter", None)
+            if isinstance(waiter, asyncio.Future):
+                waiter.cancel()  # its own, which for gather() reaches the futures gathered
             for future in (waiter, task):
                 if isinstance(future, asyncio.Future):  # a task factory may make anything
                     asyncio.Future.cancel(future)  # not Task.cancel, which waits for the coroutine
@@ -453,44 +455,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                         "asyncgen": agen,
                     }
                 )
-
-
-# ------------------------------------------------------------------------------------------------ what is forbidden
-
-_DOES: Final = {
-    "add_signal_handler": "handles signals of the process",
-    "call_soon_threadsafe": "is for other threads",
-    "run_forever": "would run the loop from within itself",
-    "run_in_executor": "starts a thread",
-    "run_until_complete": "would run the loop from within itself",
-    "set_default_executor": "is for threads",
-    "shutdown_default_executor": "is for threads",
-    "stop": "would end the drain early",
-    "subprocess_exec": "starts a process",
-    "subprocess_shell": "starts a process",
-}
-
-
-def _forbidden(name: str) -> Callable[..., NoReturn]:
-    does = _DOES.get(name, "does input or output")
-    text = f"loop.{name} {does}, which a workflow cannot replay: {guard.STEP_HINT}"
-
-    def method(self: WorkflowLoop, *_args: object, **_kwargs: object) -> NoReturn:
-        raise NotInWorkflow(text)
-
-    method.__name__ = name
-    method.__qualname__ = f"WorkflowLoop.{name}"
-    method.__doc__ = f"Raise NotInWorkflow: it {does}."
-    return method
-
-
-FORBIDDEN: Final = frozenset(
-    name for name in dir(asyncio.AbstractEventLoop) if not name.startswith("_") and name not in vars(WorkflowLoop)
-)
-"""Whatever AbstractEventLoop declares and this loop does not define: a newer Python's methods included."""
-
-for _name in FORBIDDEN:
-    setattr(WorkflowLoop, _name, _forbidden(_name))
 
 
 # ------------------------------------------------------------------------------------------------ odds and ends

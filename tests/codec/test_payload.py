@@ -146,7 +146,7 @@ def test_bytes_that_are_not_json_are_invalid_arguments(data):
 
 @pytest.mark.parametrize(
     "value",
-    [float("nan"), float("inf"), [1, {"a": (float("-inf"),)}], Line("a", float("nan")), {1.5, float("nan")}],  # type: ignore[arg-type]
+    [float("nan"), float("inf"), [1, {"a": (float("-inf"),)}], {"b": float("nan")}, {1.5, float("nan")}],
     ids=repr,
 )
 def test_what_json_cannot_say_is_refused_and_not_turned_into_null(value):

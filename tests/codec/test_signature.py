@@ -16,7 +16,14 @@ from streamflow.codec.payload import Signature
 from streamflow.errors import InvalidArguments
 
 
-def charge(order_id: str, amount: int, note: str = "none", *, fast: bool = False, limit: int = None) -> str:  # type: ignore[assignment]  # noqa: RUF013
+def charge(
+    order_id: str,
+    amount: int,
+    note: str = "none",
+    *,
+    fast: bool = False,
+    limit: int = None,  # type: ignore[assignment]  # noqa: RUF013
+) -> str:
     return f"{order_id} {amount} {note} {fast} {limit}"
 
 
@@ -185,7 +192,7 @@ def test_the_innermost_local_class_is_meant():
 
 
 def test_unusual_functions():
-    def only(a: int, /, b: int = 2, *, self: int, defstruct: int = 4) -> Never: ...  # type: ignore[misc, empty-body]
+    def only(a: int, /, b: int = 2, *, self: int, defstruct: int = 4) -> Never: ...  # type: ignore[empty-body]
 
     signature = Signature(only)
     assert signature.encode_args((1,), {"self": 3}) == b"[1,2,3]"

@@ -49,7 +49,7 @@ class DrivenLoop(WorkflowLoop):
     def cancel_timer(self, handle: asyncio.TimerHandle) -> None:
         """The heap finds out by itself."""
 
-    def call_at(self, when: float, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+    def call_at(self, when: float, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:  # type: ignore[override]
         handle = super().call_at(when, *args, **kwargs)
         self._asked.append(when)
         return handle
@@ -122,7 +122,7 @@ class DrivenLoop(WorkflowLoop):
         self._stopping = True
         self._ready = _Held(self._ready)
 
-    def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> asyncio.Handle:
+    def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> asyncio.Handle:  # type: ignore[override]
         return self.call_soon(*args, **kwargs)
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:

@@ -111,10 +111,10 @@ def _everywhere_driven() -> Iterator[None]:
     DrivenLoop().run_until_complete(
         _nothing()
     )  # starts the watchdog's thread, which CPython's tests would otherwise count as theirs
-    asyncio.set_event_loop_policy(DrivenPolicy())
+    asyncio.set_event_loop_policy(DrivenPolicy())  # type: ignore[deprecated]
     with mock.patch.object(cpython_utils, "TestLoop", DrivenLoop):
         yield
-    asyncio.set_event_loop_policy(None)
+    asyncio.set_event_loop_policy(None)  # type: ignore[deprecated]
 
 
 async def _nothing() -> None:

@@ -1,0 +1,184 @@
+"""`streamflow bench`: six workloads on fresh logs, a worker in another process, medians of several repetitions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from streamflow.cli.output import Cell, Output
+
+if TYPE_CHECKING:
+    from streamflow.cli.bench_stand import Figures
+    from streamflow.cli.bench_workloads import Figure, Workload
+
+NAMES: Final = ("W1", "W2", "W3", "W4", "W5", "W6")
+
+CLIENT_SHARE_MAX: Final = 0.85
+"""A client that uses more than this of a core may be what limits the figure."""
+
+
+def _parse_names(ctx: click.Context, param: click.Parameter, value: str | None) -> Sequence[str]:
+    if value is None:
+        return NAMES
+    names = [name.strip().upper() for name in value.split(",")]
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise click.BadParameter(f"no workload {', '.join(unknown)}: choose of {','.join(NAMES)}", ctx, param)
+    return names
+
+
+@click.command()
+@click.option(
+    "--url", help="A log to use instead of fresh SQLite files; each repetition makes topics of its own on it."
+)
+@click.option("--only", "names", metavar="W1,W2", callback=_parse_names, help="These workloads alone.")
+@click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Repetitions; medians are shown.")
+@click.option(
+    "--scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Times as many runs."
+)
+@click.option(
+    "--dir",
+    "parent",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Where to make the temporary folders: the disk that is measured.  [default: the system's]",
+)
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Run the workers under cProfile (slower), and keep what it writes in this folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all figures of all repetitions as JSON.")
+def bench(
+    url: str | None,
+    names: Sequence[str],
+    runs: int,
+    scale: float,
+    parent: Path | None,
+    profile: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure how fast streamflow is on this machine.
+
+    W1 latency, W2 throughput, W3 fan-out, W4 parked runs, W5 timers, W6 recovery after SIGKILL. The client is this
+    process, the worker another one, the log a fresh SQLite file with synchronous=FULL; every result is checked.
+
+    \b
+    Examples:
+      streamflow bench
+      streamflow bench --only W1,W2 --runs 1
+      streamflow bench --json > figures.json
+    """
+    from streamflow.cli.bench_machine import describe
+    from streamflow.cli.bench_workloads import WORKLOADS
+    from streamflow.cli.worker_process import Workers
+
+    output = Output(as_json=as_json)
+    if profile is not None:
+        profile.mkdir(parents=True, exist_ok=True)
+        profile = profile.resolve()
+    with _temporary(parent) as folder:
+        machine = describe(Path(folder))
+    measured: dict[str, list[Figures]] = {}
+    for name in names:
+        for repetition in range(1, runs + 1):
+            output.say(f"{name} {WORKLOADS[name].title}: {repetition} of {runs}")
+            stats = None if profile is None else profile / f"{name}-{repetition}.prof"
+            with _temporary(parent) as folder, Workers() as workers:
+                figures = _measure(WORKLOADS[name], Path(folder), url, scale, workers, stats)
+            measured.setdefault(name, []).append(figures)
+    medians = {name: _medians(figures) for name, figures in measured.items()}
+    notes = _notes(medians, scale, profile, machine)
+    if as_json:
+        output.document({
+            "machine": machine,
+            "settings": {"url": url, "runs": runs, "scale": scale, "profile": profile is not None},
+            "workloads": {
+                name: {"title": WORKLOADS[name].title, "medians": medians[name], "runs": measured[name]}
+                for name in measured
+            },
+            "notes": notes,
+        })  # fmt: skip
+    else:
+        _show(output, machine, {name: WORKLOADS[name] for name in measured}, measured, notes)
+
+
+def _temporary(parent: Path | None) -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="streamflow-bench-", dir=parent, ignore_cleanup_errors=True)
+
+
+def _measure(
+    workload: Workload, folder: Path, url: str | None, scale: float, workers: Any, profile: Path | None
+) -> Figures:
+    from streamflow.cli.bench_stand import stand
+    from streamflow.cli.worker_process import run
+
+    async def main() -> Figures:
+        async with stand(folder, url=url, scale=scale, workers=workers, profile=profile) as made:
+            return await workload.driver(made)
+
+    return run(main())
+
+
+def _medians(repetitions: Sequence[Figures]) -> Figures:
+    return {key: statistics.median(figures[key] for figures in repetitions) for key in repetitions[0]}
+
+
+def _notes(medians: dict[str, Figures], scale: float, profile: Path | None, machine: dict[str, Any]) -> list[str]:
+    """What whoever quotes the figures should know."""
+    notes = [
+        f"{name}: the client used {figures['client_cpu_share']:.0%} of a core (the worker "
+        f"{figures['worker_cpu_share']:.0%}): it, not the worker, may be the limit"
+        for name, figures in medians.items()
+        if figures["client_cpu_share"] > CLIENT_SHARE_MAX
+    ]
+    if machine["file_system"] in {"tmpfs", "ramfs"}:
+        notes.append("the log was in memory, where a commit costs nothing: name a folder on a disk with --dir")
+    if scale != 1:
+        notes.append(f"all counts were scaled by {scale:g}: not comparable with full runs")
+    if profile is not None:
+        notes.append(f"the workers ran under cProfile, which slows them down; see python -m pstats {profile}/*.prof")
+    return notes
+
+
+def _show(
+    output: Output,
+    machine: dict[str, Any],
+    workloads: dict[str, Workload],
+    measured: dict[str, list[Figures]],
+    notes: Sequence[str],
+) -> None:
+    output.text(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{machine['file_system']}, {machine['system']}, Python {machine['python']}, SQLite {machine['sqlite']}"
+    )
+    output.text(
+        f"One durable SQLite commit: {machine['sqlite_commit_p50_ms']:.2f} ms p50, "
+        f"{machine['sqlite_commit_p99_ms']:.2f} ms p99\n"
+    )
+    rows: list[list[Cell]] = []
+    for name, workload in workloads.items():
+        title = Cell(f"{name} {workload.title}", "bold")
+        for figure in workload.figures:
+            values = [figures[figure.key] for figures in measured[name]]
+            rows.append([
+                title,
+                Cell(figure.label),
+                Cell(_quantity(statistics.median(values), figure), "bold green"),
+                Cell(", ".join(_quantity(value, figure) for value in values), "dim"),
+            ])  # fmt: skip
+            title = Cell(" ")
+    output.table(["workload", "figure", "median", "runs"], rows, right=["median"])
+    for note in notes:
+        output.text(f"\nNote: {note}")
+
+
+def _quantity(value: float, figure: Figure) -> str:
+    if figure.unit == "B":
+        return f"{value / 2**20:.0f} MiB" if value >= 10 * 2**20 else f"{value / 2**10:.1f} KiB"
+    number = f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+    return f"{number} {figure.unit}".strip() if figure.unit != "/s" else f"{number}/s"
