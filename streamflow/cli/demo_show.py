@@ -158,11 +158,12 @@ class Show:
             for record in batch:
                 assert record.value is not None, record
                 turn = self._history.take(partition, record.value)
-                for event in turn.events if turn else ():
-                    if isinstance(event, SignalAwaited):
-                        tasks.create_task(self._approve(client, turn.workflow_id))
-                    elif isinstance(event, RunCompleted):
-                        self._completed.append(turn.workflow_id)
+                if turn is None:
+                    continue
+                if any(isinstance(event, SignalAwaited) for event in turn.events):
+                    tasks.create_task(self._approve(client, turn.workflow_id))
+                if any(isinstance(event, RunCompleted) for event in turn.events):
+                    self._completed.append(turn.workflow_id)
             if self._history.completed >= self.orders / 2:
                 self._half_done.set()
 

@@ -31,7 +31,7 @@ COMMANDS: Final[dict[str, dict[str, Entry]]] = {
         "worker": Entry("worker", "worker", "Serve an app: run its workflows and steps until stopped."),
     },
     "Runs": {
-        "start": Entry("start", "start", "Start a run of a workflow."),
+        "start": Entry("run", "start", "Start a run of a workflow."),
         "watch": Entry("watch", "watch", "Follow a run until it closes."),
         "result": Entry("watch", "result", "Wait for a run and print its result."),
         "signal": Entry("control", "signal", "Send a run a signal."),
@@ -116,7 +116,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
 )
 def cli() -> None:
-    """Durable workflows in plain asyncio Python, kept in one SQLite file or in Kafka.
+    """Durable workflows in plain asyncio Python, kept in one SQLite file.
 
     \b
     First time here:

@@ -75,7 +75,7 @@ def url_option(function: F) -> F:
         default=URL_DEFAULT,
         show_default=True,
         callback=_check_url,
-        help="The log: sqlite:///FILE or kafka://HOST:PORT. Also $STREAMFLOW_URL.",
+        help="The log: sqlite:///FILE. Also $STREAMFLOW_URL.",
     )(function)
 
 

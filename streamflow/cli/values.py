@@ -28,20 +28,17 @@ class JsonValue(_Type):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
-        text, where = (sys.stdin.read(), "stdin") if value == "-" else (value, "it")
+        from_stdin = value == "-"
+        text = sys.stdin.read() if from_stdin else value
         try:
             return json.loads(text, parse_constant=_refuse_constant)
         except json.JSONDecodeError as error:
-            position = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
-            found = text[error.pos : error.pos + _FOUND_MAX]
-            said = f"found {found!r}" if found else "it ends there"
-            # `Expecting value`, but the colon or comma that json names is worth repeating.
-            expected = error.msg.removeprefix("Expecting ").replace("value", "a JSON value")
-            if not error.msg.startswith("Expecting"):
-                expected = f"JSON ({error.msg.rstrip(' at')})"
-            if where == "stdin":
-                text = ""
-            self.fail(f"{where} is not JSON: expected {expected} at {position}, {said}.\n{_how_to_quote(text)}")
+            what = "stdin" if from_stdin else repr(_shorten(text.strip()))
+            at = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
+            found = repr(_shorten(text[error.pos :])) if text[error.pos :] else "its end"
+            why = error.msg.removesuffix(" at").replace("Expecting", "expected")
+            why = why[:1].lower() + why[1:]
+            self.fail(f"{what} is not JSON: {why} at {at}, found {found}.\n{_how_to_quote('' if from_stdin else text)}")
         except ValueError as error:
             self.fail(f"{value!r} is not JSON: {error}")
         except RecursionError:
@@ -95,6 +92,10 @@ class JsonCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # JSON allows blanks before a value, and click takes what begins with one for a value.
         return super().parse_args(ctx, [f" {each}" if re.match(r"-\.?\d", each) else each for each in args])
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _FOUND_MAX else f"{text[:_FOUND_MAX]}…"
 
 
 def _refuse_constant(name: str) -> NoReturn:

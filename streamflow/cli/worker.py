@@ -1,7 +1,8 @@
 """The command `worker`: serve an app until SIGTERM or Ctrl-C, then stop gracefully.
 
 The first signal stops: what is under way becomes durable if it is quick about it, and the partitions go to other
-workers at once. A second signal exits without waiting; nothing is lost by that either, the next owner goes on from the log.
+workers at once. A second signal exits without waiting; nothing is lost by that either: the next owner goes on from the
+log.
 """
 
 from __future__ import annotations
@@ -43,7 +44,13 @@ _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31
 @click.option(
     "--no-create-topics", is_flag=True, help="Refuse to start when topics are missing, instead of making them."
 )
-@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True)
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="What stderr shows, unless the app sets up logging itself.",
+)
 @url_option
 @json_option
 def worker(

@@ -72,7 +72,7 @@ def _may_be_key(node: Any) -> bool:
     return isinstance(node, plain + _TEXTUAL_NODES)
 
 
-def _walk(node: Any, seen: set[int]) -> list[types.Type]:
+def _walk(node: Any, seen: set[int]) -> list[Any]:
     """`node` and all nodes below it, each once: types may contain themselves."""
     if isinstance(node, tuple):
         return [found for item in node for found in _walk(item, seen)]
