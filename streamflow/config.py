@@ -37,6 +37,12 @@ class Limits(Struct, frozen=True, kw_only=True):
     step_threads_max: int = 64
     """Threads for plain `def` steps: they mostly wait for IO, and each costs a stack."""
 
+    stuck_threads_max: int = 256
+    """Threads whose step was given up (a timeout, a cancel) and did not return: each is replaced, up to so many."""
+
+    outgoing_records_max: int = 20_000
+    """Records for other topics that are not acknowledged, per partition: some 10 MB; above it no command is read."""
+
     loop_blocked_seconds: float = 0.5
     """A step that keeps the event loop this long is named in a warning."""
 

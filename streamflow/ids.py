@@ -31,7 +31,9 @@ def check_id(value: str, *, what: str) -> str:
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:
-        raise InvalidArguments(f"{what} {value!r} is not valid UTF-8 ({error.reason}): remove lone surrogates") from None
+        raise InvalidArguments(
+            f"{what} {value!r} is not valid UTF-8 ({error.reason}): remove lone surrogates"
+        ) from None
     if not 1 <= size <= ID_BYTES_MAX:
         raise InvalidArguments(f"{what} must have 1 to {ID_BYTES_MAX} bytes of UTF-8, found {size}: shorten or hash it")
     return value
@@ -40,7 +42,9 @@ def check_id(value: str, *, what: str) -> str:
 def check_app(name: str) -> str:
     """Return `name` when it can prefix Kafka topics ([a-z0-9._-], 1 to 64 characters), else raise `ValueError`."""
     if not isinstance(name, str) or not 1 <= len(name) <= APP_LENGTH_MAX or not APP_CHARACTERS.issuperset(name):
-        raise ValueError(f"app name must match [a-z0-9._-]{{1,{APP_LENGTH_MAX}}}, found {name!r}: it prefixes the topics")
+        raise ValueError(
+            f"app name must match [a-z0-9._-]{{1,{APP_LENGTH_MAX}}}, found {name!r}: it prefixes the topics"
+        )
     return name
 
 

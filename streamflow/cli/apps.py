@@ -25,7 +25,7 @@ def load_app(spec: str) -> App:
     place, colon, path = spec.rpartition(":")
     if not colon or not place or not path:
         raise _usage_error(f"{spec!r} does not name an app: {_HOW}")
-    module = _import_file(place) if place.endswith(".py") or os.sep in place else _import(place, spec)
+    module = _import_file(place) if place.endswith(".py") or os.sep in place else _import(place)
     found: Any = module
     for name in path.split("."):
         try:
@@ -38,7 +38,9 @@ def load_app(spec: str) -> App:
     return found
 
 
-def _import(name: str, spec: str) -> ModuleType:
+def _import(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise _usage_error(f"{name!r} is not a module's name: {_HOW}")
     _search(Path.cwd())
     try:
         return import_module(name)
@@ -46,12 +48,8 @@ def _import(name: str, spec: str) -> ModuleType:
         # A module that the app's own imports lack is the app's bug, and keeps its traceback.
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise
-        beside = Path(f"{name.replace('.', '/')}.py")
         where = f"looked in {Path.cwd()} and where Python looks"
-        hint = "" if not beside.name.endswith(".py.py") else f" Without the .py: {spec.replace('.py', '', 1)}."
-        raise _usage_error(f"no module {error.name!r} ({where}).{hint} {_HOW.capitalize()}") from None
-    except (TypeError, ValueError) as error:  # '.shop', 'shop..x'
-        raise _usage_error(f"{name!r} is not a module's name ({error}): {_HOW}") from None
+        raise _usage_error(f"no module {error.name!r} ({where}): {_HOW}") from None
 
 
 def _import_file(place: str) -> ModuleType:

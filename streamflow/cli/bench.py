@@ -76,6 +76,7 @@ def bench(
     from streamflow.cli.bench_machine import describe
     from streamflow.cli.bench_workloads import WORKLOADS
     from streamflow.cli.worker_process import Workers
+    from streamflow.errors import StreamflowError
 
     output = Output(as_json=as_json)
     if profile is not None:
@@ -84,12 +85,19 @@ def bench(
     with _temporary(parent) as folder:
         machine = describe(Path(folder))
     measured: dict[str, list[Figures]] = {}
+    failures: list[str] = []
     for name in names:
         for repetition in range(1, runs + 1):
             output.say(f"{name} {WORKLOADS[name].title}: {repetition} of {runs}")
             stats = None if profile is None else profile / f"{name}-{repetition}.prof"
-            with _temporary(parent) as folder, Workers() as workers:
-                figures = _measure(WORKLOADS[name], Path(folder), url, scale, workers, stats)
+            try:
+                with _temporary(parent) as folder, Workers() as workers:
+                    figures = _measure(WORKLOADS[name], Path(folder), url, scale, workers, stats)
+            except StreamflowError as error:
+                # The others are worth measuring; this one has no figures any more, since medians need all.
+                failures.append(f"{name}, repetition {repetition}: {error}")
+                measured.pop(name, None)
+                break
             measured.setdefault(name, []).append(figures)
     medians = {name: _medians(figures) for name, figures in measured.items()}
     notes = _notes(medians, scale, profile, machine)
@@ -102,9 +110,14 @@ def bench(
                 for name in measured
             },
             "notes": notes,
+            "failures": failures,
         })  # fmt: skip
     else:
         _show(output, machine, {name: WORKLOADS[name] for name in measured}, measured, notes)
+    for failure in failures:
+        output.say(f"FAILED: {failure}")
+    if failures:
+        raise click.exceptions.Exit(1)
 
 
 def _temporary(parent: Path | None) -> TemporaryDirectory[str]:

@@ -25,7 +25,7 @@ BALLAST: Final = "0123456789" * 9
 
 MAX_PARALLEL_STEPS: Final = 1000
 
-SECONDS_MAX: Final = 600.0
+SECONDS_MAX: Final = 180.0
 """A repetition that takes longer hangs, and is ended."""
 
 Figures = dict[str, float]
@@ -34,6 +34,10 @@ Figures = dict[str, float]
 
 class WrongResult(StreamflowError):
     """A run returned something else than its code computes: what was measured is worth nothing."""
+
+
+class NoResult(StreamflowError):
+    """A repetition did not end: there is nothing to report but that."""
 
 
 def check(found: object, expected: object, what: str) -> None:
@@ -88,16 +92,21 @@ async def stand(
     # Opened once before the worker is there: this creates the topics, so that the client need not wait for them.
     await (await open_log(place, app=app)).close()
     worker = _start(workers, place, app, folder, profile, "")
-    async with asyncio.timeout(SECONDS_MAX), asyncio.TaskGroup() as beside:
-        watch = beside.create_task(workers.watch())
-        async with sf.connect(place, app=app) as client:
-            made = Stand(place, app, folder, scale, workers, profile, client, worker)
-            # The first answer shows that the worker is ready, the others that its code is warm.
-            for steps in range(20):
-                check(await made.run("sequential", steps, BALLAST), list(range(steps)), "warm-up")
-            yield made
-        watch.cancel()
-        await made.worker.stop()
+    made: Stand | None = None
+    try:
+        async with asyncio.timeout(SECONDS_MAX), asyncio.TaskGroup() as beside:
+            watch = beside.create_task(workers.watch())
+            async with sf.connect(place, app=app) as client:
+                made = Stand(place, app, folder, scale, workers, profile, client, worker)
+                # The first answer shows that the worker is ready, the others that its code is warm.
+                for steps in range(20):
+                    check(await made.run("sequential", steps, BALLAST), list(range(steps)), "warm-up")
+                yield made
+            watch.cancel()
+            await made.worker.stop()
+    except TimeoutError:
+        last_words = made.worker.last_words() if made else worker.last_words()
+        raise NoResult(f"not done after {SECONDS_MAX:.0f} s; the worker wrote:\n  {last_words}") from None
 
 
 def _start(workers: Workers, url: str, app: str, folder: Path, profile: Path | None, suffix: str) -> WorkerProcess:

@@ -204,7 +204,7 @@ class Show:
                 self._tell(what.format("took over"), "bold green")
 
     def _worker_name(self, owner: str) -> str:
-        return next((f"worker {each.pid}" for each in self._workers.all if str(each.pid) in owner), owner)
+        return next((f"worker {each.pid}" for each in self._workers.all if f"-{each.pid}-" in owner), owner)
 
     def _tell(self, text: str, style: str = "") -> None:
         self._view.tell(self.seconds, text, style)

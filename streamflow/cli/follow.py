@@ -10,7 +10,7 @@ import click
 from streamflow.cli import views
 from streamflow.cli.output import Output
 from streamflow.cli.session import Session
-from streamflow.cli.words import CLOSED, clock, safe
+from streamflow.cli.words import clock, safe
 
 if TYPE_CHECKING:
     from streamflow import Handle, RunStatus
@@ -33,8 +33,7 @@ async def follow(session: Session, handle: Handle[Any], *, on_stderr: bool = Fal
                 output.line(last)
             else:
                 click.echo(change_line(last), file=sys.stderr if on_stderr else sys.stdout)
-    if last is None or last.state not in CLOSED:
-        raise click.ClickException(f"{safe(handle.id)} was deleted before it closed")
+    assert last is not None and last.is_closed, last
     return last
 
 

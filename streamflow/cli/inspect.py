@@ -15,6 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 STATES: Final = ("scheduled", "running", "paused", "blocked", "completed", "failed", "cancelled", "terminated")
 PAGE: Final = 100
+PAGE_MAX: Final = 1000
 
 
 def _paged(default_order: str) -> Callable[[F], F]:
@@ -31,7 +32,7 @@ def _paged(default_order: str) -> Callable[[F], F]:
                 help="asc is oldest first, desc newest first.",
             ),
             click.option(
-                "--limit", type=click.IntRange(1, 10_000), default=PAGE, show_default=True, help="Rows at most."
+                "--limit", type=click.IntRange(1, PAGE_MAX), default=PAGE, show_default=True, help="Rows at most."
             ),
         ):
             function = option(function)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamflow.cli import views, words
-from streamflow.cli.words import CLOSED, STYLES, Clock, clock
+from streamflow.cli.words import STYLES, Clock, clock
 from streamflow.errors import StreamflowError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ SYMBOLS: Final = {
     "cancelled": "⊘",
     "terminated": "■",
     "scheduled": "◷",
-    "delayed": "◷",
+    "waiting": "◷",
     "paused": "‖",
     "blocked": "!",
     "backing_off": "↻",
@@ -47,7 +47,7 @@ class LiveView:
         self._status: RunStatus | None = None
         self._steps: Sequence[StepView] = ()
         self._more_steps = False
-        self._spinner = Spinner("dots", style="blue")
+        self._spinner = Spinner("dots", style="cyan")
         self._changed = asyncio.Event()
         self._live = Live(self, console=console, refresh_per_second=REFRESHES_PER_SECOND)
         self._refresher: asyncio.Task[None] | None = None
@@ -116,8 +116,8 @@ class LiveView:
             facts.append(("result", Text(words.compact(status.result), style="green")))
         if status.error is not None:
             facts.append(("error", Text(views.error_text(status.error), style="red")))
-        if status.state in CLOSED and (reason := getattr(status, "reason", None)):
-            facts.append(("reason", Text(words.one_line(reason))))
+        if status.reason:
+            facts.append(("reason", Text(words.one_line(status.reason))))
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim", width=12)
         table.add_column(overflow="fold")
@@ -138,7 +138,7 @@ class LiveView:
         for step in self._steps:
             number, name, _, state, _, took, note = views.step_row(step, now)
             symbol: RenderableType = Text(SYMBOLS.get(step.state, "•"), style=state.style)
-            if step.state in {"open", "started", "running"}:
+            if step.state == "running":
                 symbol = self._spinner
             attempts = f" ×{step.attempts}" if step.attempts > 1 else ""
             table.add_row(
@@ -166,6 +166,6 @@ def _progress(value: Any) -> RenderableType:
             grid = Table.grid(padding=(0, 2, 0, 0))
             rest = {name: each for name, each in value.items() if name not in {"done", "total"}}
             shown = f"{done:g} of {total:g}" + (f"  {words.compact(rest)}" if rest else "")
-            grid.add_row(ProgressBar(total=total, completed=done, width=30), Text(shown))
+            grid.add_row(ProgressBar(total, done, width=30, complete_style="cyan", finished_style="green"), Text(shown))
             return grid
     return Text(words.compact(value))

@@ -88,7 +88,9 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except StreamflowError as error:
-            raise click.ClickException(str(error)) from error
+            from streamflow.cli.words import one_line
+
+            raise click.ClickException(one_line(str(error))) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 

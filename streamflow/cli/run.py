@@ -17,7 +17,9 @@ from streamflow.cli.words import safe
 @click.command("start", cls=JsonCommand, short_help="Start a run of a workflow.")
 @click.argument("workflow")
 @click.argument("args", metavar="[JSON_ARG]...", nargs=-1, type=JSON)
-@click.option("--id", help="The run's id; made up when left out. Starting again under one id starts once.")
+@click.option(
+    "--id", metavar="ID", help="The run's id; made up when left out. Starting again under one id starts once."
+)
 @click.option("--delay", type=DURATION, help="Begin after this time: seconds, or 90s, 1h30m, 7d.")
 @click.option("--at", type=INSTANT, help="Begin at this instant: ISO 8601 with a zone.")
 @click.option("--timeout", type=DURATION, help="Fail the run when it takes longer.")

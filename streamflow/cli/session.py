@@ -74,6 +74,7 @@ def url_option(function: F) -> F:
         envvar="STREAMFLOW_URL",
         default=URL_DEFAULT,
         show_default=True,
+        metavar="URL",
         callback=_check_url,
         help="The log: sqlite:///FILE. Also $STREAMFLOW_URL.",
     )(function)
@@ -89,6 +90,7 @@ def app_option(function: F) -> F:
     return click.option(
         "--app",
         envvar="STREAMFLOW_APP",
+        metavar="NAME",
         callback=_check_app,
         help="The app's name, or MODULE:APP. Also $STREAMFLOW_APP.",
     )(function)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamflow.cli import words
 from streamflow.cli.output import Cell
-from streamflow.cli.words import CLOSED, STYLES, Clock
+from streamflow.cli.words import STYLES, Clock
 
 if TYPE_CHECKING:
     from streamflow import ErrorInfo, HistoryEvent, RunStatus, StepView
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FINISHED: Final = "completed"
 
 STEP_COLUMNS: Final = ("#", "name", "kind", "state", "attempts", "duration", "error")
-LIST_COLUMNS: Final = ("id", "workflow", "state", "started", "took", "detail")
+LIST_COLUMNS: Final = ("id", "workflow", "state", "created", "took", "detail")
 
 
 def state_cell(state: str) -> Cell:
@@ -41,8 +41,10 @@ def status_rows(status: RunStatus, clock: Clock) -> Iterator[tuple[str, Cell]]:
         yield "result", Cell(words.compact(status.result), "green")
     if status.error is not None:
         yield "error", Cell(error_text(status.error), "red")
-    if reason := getattr(status, "reason", None):
-        yield "reason", Cell(words.one_line(reason))
+    if status.reason:
+        yield "reason", Cell(words.one_line(status.reason))
+    if status.created_at is not None and status.started_at is None:
+        yield "created", Cell(clock.instant(status.created_at))
     if status.started_at is not None:
         yield "started", Cell(clock.instant(status.started_at))
     if status.closed_at is not None:
@@ -67,9 +69,9 @@ def detail(status: RunStatus, clock: Clock) -> Cell:
         return Cell(error_text(status.error), "red")
     if status.state == FINISHED:
         return Cell(words.compact(status.result), "dim")
-    if reason := getattr(status, "reason", None):
-        return Cell(words.one_line(reason))
-    parts = [words.compact(status.progress)] if status.progress is not None and status.state not in CLOSED else []
+    if status.reason:
+        return Cell(words.one_line(status.reason))
+    parts = [words.compact(status.progress)] if status.progress is not None and not status.is_closed else []
     if status.waiting_on:
         parts.append("waiting on " + ", ".join(words.waiting(entry, clock) for entry in status.waiting_on))
     return Cell("; ".join(parts))
@@ -81,7 +83,7 @@ def list_row(status: RunStatus, clock: Clock) -> tuple[Cell, ...]:
         Cell(words.safe(status.id), "bold"),
         Cell(words.safe(status.workflow)),
         state_cell(status.state),
-        Cell("" if status.started_at is None else clock.time(status.started_at)),
+        Cell("" if status.created_at is None else clock.time(status.created_at)),
         Cell(run_duration(status, clock)),
         detail(status, clock),
     )
@@ -91,30 +93,35 @@ def step_row(step: StepView, clock: Clock) -> tuple[Cell, ...]:
     """A step as a row under `STEP_COLUMNS`."""
     note = "" if step.error is None else error_text(step.error)
     if step.next_attempt_at is not None:
-        note = f"{note}{'; ' if note else ''}next attempt {clock.instant(step.next_attempt_at)}"
+        what = "until" if step.kind == "sleep" else "next attempt"
+        note = f"{note}{'; ' if note else ''}{what} {clock.instant(step.next_attempt_at)}"
     return (
         Cell(str(step.number), "dim"),
         Cell(words.safe(step.name), "bold"),
         Cell(step.kind, "dim"),
         state_cell(step.state),
-        Cell(str(step.attempts) if step.attempts else ""),
+        Cell(str(step.attempts) if step.kind == "step" else ""),
         Cell(step_duration(step, clock)),
         Cell(note, "red" if step.error is not None else ""),
     )
 
 
 def step_duration(step: StepView, clock: Clock) -> str:
-    """From the start of its last attempt, or from when it was scheduled, to its end or to now."""
-    begun = step.started_at or step.scheduled_at
-    if begun is None:
+    """From the start of its first attempt to its end, or to now; nothing before that start."""
+    if step.started_at is None:
         return ""
-    return words.duration(max(0.0, ((step.closed_at or clock.now) - begun).total_seconds()))
+    return words.duration(max(0.0, ((step.closed_at or clock.now) - step.started_at).total_seconds()))
 
 
 def event_cells(event: HistoryEvent, clock: Clock) -> tuple[Cell, Cell, Cell, Cell]:
     """Turn, time, type and fields of an event."""
     fields: dict[str, Any] = event.fields
-    shown = [words.field(name, value, clock) for name, value in fields.items() if value is not None]
+    # What says nothing to people is left to --json: absent values, flags that are off, the hash of the arguments.
+    shown = [
+        words.field(name, value, clock)
+        for name, value in fields.items()
+        if value is not None and value is not False and name != "fingerprint"
+    ]
     return (
         Cell(str(event.turn), "dim"),
         Cell(clock.time(event.at), "dim"),

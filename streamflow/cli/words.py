@@ -9,26 +9,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 STYLES: Final[Mapping[str, str]] = {
-    "scheduled": "cyan",
-    "delayed": "cyan",
-    "running": "blue",
-    "open": "blue",
-    "started": "blue",
+    "scheduled": "blue",
+    "running": "cyan",
     "waiting": "blue",
-    "pending": "blue",
     "paused": "magenta",
     "blocked": "bold yellow",
     "backing_off": "yellow",
     "completed": "green",
-    "fired": "green",
-    "taken": "green",
     "failed": "bold red",
     "cancelled": "yellow",
     "terminated": "red",
 }
-"""The colour of each state of a run, a step, a timer or a wait."""
-
-CLOSED: Final = frozenset({"completed", "failed", "cancelled", "terminated"})
+"""The colour of each state of a run or a step."""
 
 
 class Clock(NamedTuple):
@@ -57,10 +49,6 @@ class Clock(NamedTuple):
         """`14:03:22 (in 12 s)`."""
         return f"{self.time(at)} ({self.relative(at)})"
 
-    def moment(self, ms: int) -> str:
-        """The same for milliseconds since the epoch."""
-        return self.instant(from_ms(ms))
-
 
 def clock(*, short: bool) -> Clock:
     """The local clock."""
@@ -86,15 +74,17 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-_INSTANT: Final = re.compile(r"(?P<word>\b(?:until|at)) (?P<ms>\d{11,15})(?P<end>\)?)$")
+_INSTANT: Final = re.compile(
+    r"(?P<word>\b(?:until|at)) (?:(?P<ms>\d{11,15})|(?P<iso>\d{4}-\d\d-\d\dT[\d:.]+Z))(?P<end>\)?)$"
+)
 
 
 def waiting(entry: str, at: Clock) -> str:
-    """An entry of `waiting_on`, its milliseconds since the epoch as a time."""
+    """An entry of `waiting_on`, its instant (ISO 8601, or milliseconds since the epoch) as a local time."""
     found = _INSTANT.search(entry)
     if found is None:
         return safe(entry)
-    when = from_ms(int(found["ms"]))
+    when = from_ms(int(found["ms"])) if found["ms"] else datetime.fromisoformat(found["iso"])
     # Inside parentheses a comma reads better than a second pair.
     shown = f"{at.time(when)}, {at.relative(when)}" if found["end"] else at.instant(when)
     return f"{safe(entry[: found.start()])}{found['word']} {shown}{found['end']}"

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sized
+from collections.abc import Generator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -92,7 +92,7 @@ async def _serve(
     from streamflow.log import open_log
     from streamflow.worker import Worker
 
-    with _stop_on_signal(output) as stopping:
+    with _stop_on_signal() as stopping:
         log = await open_log(url, app=app.name, create=create)
         try:
             worker = Worker(app, log, state_dir=state_dir, max_parallel_steps=max_parallel_steps)
@@ -127,7 +127,7 @@ def _count(things: Sized, what: str) -> str:
 
 
 @contextmanager
-def _stop_on_signal(output: Output) -> Iterator[asyncio.Event]:
+def _stop_on_signal() -> Generator[asyncio.Event, None, None]:
     """An event that SIGTERM or SIGINT sets; a second signal ends the process.
 
     Handlers of `signal`, not of the event loop: a step that blocks the loop must not hold up a second Ctrl-C.
@@ -140,11 +140,9 @@ def _stop_on_signal(output: Output) -> Iterator[asyncio.Event]:
         received.append(number)
         if len(received) > 1:
             os._exit(128 + number)
-        loop.call_soon_threadsafe(stop)
-
-    def stop() -> None:
-        output.say("Stopping: handing over what is under way (a second signal exits at once)")
-        stopping.set()
+        # Not through a buffered stream, which this may have interrupted in the middle of a write.
+        os.write(2, b"Stopping: handing over what is under way (a second signal exits at once)\n")
+        loop.call_soon_threadsafe(stopping.set)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

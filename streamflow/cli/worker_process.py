@@ -55,9 +55,13 @@ class WorkerProcess:
     def check(self) -> None:
         """Raise `WorkerDied` when the process ended without our doing."""
         if not self.killed and not self.is_alive:
-            lines = self.output.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-            said = "\n  ".join(lines) or "(nothing)"
-            raise WorkerDied(f"worker {self.pid} ended with exit code {self._process.returncode}; it wrote:\n  {said}")
+            code = self._process.returncode
+            raise WorkerDied(f"worker {self.pid} ended with exit code {code}; it wrote:\n  {self.last_words()}")
+
+    def last_words(self) -> str:
+        """The last lines that the process wrote."""
+        lines = self.output.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        return "\n  ".join(lines) or "(nothing)"
 
     def kill(self) -> None:
         """SIGKILL: the process has no chance to tidy up."""
@@ -129,7 +133,7 @@ class Workers:
     ) -> WorkerProcess:
         """Start `streamflow worker APP --url URL OPTIONS…`; with `profile`, under cProfile, which writes there."""
         under = [] if profile is None else ["-m", "cProfile", "-o", str(profile)]
-        command = [sys.executable, *under, "-m", "streamflow.cli.main", "worker", app, "--url", url, *options]
+        command = [sys.executable, *under, "-m", "streamflow.cli.worker_process", "worker", app, "--url", url, *options]
         worker = WorkerProcess(command, output, variables or {})
         self.all.append(worker)
         return worker
@@ -181,3 +185,9 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from group
+
+
+if __name__ == "__main__":
+    from streamflow.cli.main import cli
+
+    cli()

@@ -23,7 +23,6 @@ from streamflow.codec.avro import decode_status
 from streamflow.codec.envelope import DecodeError
 from streamflow.core.effects import StatusRecord
 from streamflow.errors import Unavailable
-from streamflow.ids import partition_of
 from streamflow.log.base import STATUS, Log, Record
 
 FEED_STATUSES_MAX: Final = 256
@@ -134,9 +133,8 @@ class Statuses:
             found.failed = self._failed
         return found
 
-    async def listen(self, workflow_id: str) -> None:
-        """Follow the statuses of the run's partition from here on, if that is not done yet."""
-        partition = partition_of(workflow_id, self._log.partitions)
+    async def listen(self, partition: int) -> None:
+        """Follow the partition's statuses from here on, if that is not done yet."""
         while partition not in self._following:
             if self._failed is not None:
                 raise Unavailable(self._failed)

@@ -1,7 +1,7 @@
-"""Effects: what the runtime does once a turn is durable. Data, derived from turns alone, so a new owner derives them again.
+"""Effects: what the runtime does once a turn is durable. Data, derived from turns alone: they can be derived again.
 
-`TimerRecord`, `StatusRecord`, `Reply` and `DeadLetter` are also what leaves the partition on the topics of these names; their
-field names are those of the schemas.
+`TimerRecord`, `StatusRecord`, `Reply` and `DeadLetter` are also what leaves the partition on the topics of these names;
+their field names are those of the schemas.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TimerRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> bytes:
-        """The key on the timers topic: the workflow id and, behind a NUL that no other part holds, the timer's own id."""
+        """The key on the timers topic: the workflow id and, behind a NUL that the rest never has, the timer's id."""
         return f"{self.workflow_id}\0{self.run}.{self.kind}.{self.number}.{self.attempt}".encode()
 
 
@@ -85,22 +85,25 @@ class DropTimer(Struct, frozen=True):
 
 
 class StartAttempt(Struct, frozen=True):
-    """Run attempt `attempt` of the step `number`."""
+    """Run attempt `attempt` of the step `number` of run number `run`."""
 
+    run: int
     number: int
     attempt: int
 
 
 class RecordStart(Struct, frozen=True):
-    """Record that attempt `attempt` of the at-most-once step `number` starts; `StartAttempt` follows when that is durable."""
+    """Record that `attempt` of the at-most-once step `number` starts; `StartAttempt` follows when that is durable."""
 
+    run: int
     number: int
     attempt: int
 
 
 class CancelAttempt(Struct, frozen=True):
-    """Nobody waits for the step `number` any more: cancel its attempt if it runs here."""
+    """Nobody waits for the step `number` of run number `run` any more: cancel its attempt if it runs here."""
 
+    run: int
     number: int
 
 
@@ -124,4 +127,6 @@ class Forward(Struct, frozen=True):
     command: Command
 
 
-Effect: TypeAlias = SetTimer | DropTimer | StartAttempt | RecordStart | CancelAttempt | PublishStatus | SendReply | Forward
+Effect: TypeAlias = (
+    SetTimer | DropTimer | StartAttempt | RecordStart | CancelAttempt | PublishStatus | SendReply | Forward
+)

@@ -7,11 +7,19 @@ the epoch, payloads JSON bytes.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec import Struct
 
 from streamflow.errors import ErrorInfo
+
+INSTANT_MS_MAX: Final = 253_402_300_799_000
+"""The last second of the year 9999: the latest instant that every reader can show."""
+
+
+def instant(at: int) -> int:
+    """The instant, kept between 1970 and 9999: a sleep of a million years must fit a record, and never end."""
+    return min(max(at, 0), INSTANT_MS_MAX)
 
 
 class RunCreated(Struct, frozen=True, kw_only=True):
@@ -278,7 +286,7 @@ class Turn(Struct, kw_only=True):
 
 
 class RunSnapshot(Struct, frozen=True, kw_only=True):
-    """A live run's turns copied forward, so that the head of the history can be trimmed. Split into parts as a turn is."""
+    """A live run's turns copied forward, so that the head of the history can be trimmed. Split as a turn is."""
 
     workflow_id: str
     turn: int

@@ -2,12 +2,13 @@
 
 Rules of this file:
 
-- A command takes effect once: a run remembers the ids of the commands that its turns applied, and every turn says how
-  far the commands topic is consumed. Within one pass only the last turn moves that offset, so that a pass of which
-  only a part became durable is taken again from the start, and deduplicated.
+- A command takes effect once: a run remembers the ids of the commands that its turns applied, also those of the runs
+  before it under its id, and every turn says how far the commands topic is consumed. Within one pass only the last turn
+  moves that offset, so that a pass of which only a part became durable is taken again from the start, and deduplicated.
 - A refused command is a value (a rejection with its reason), never an exception, and leaves no turn.
 - An outcome counts only for the attempt that runs now, a timer only while it is pending: everything else is dropped.
-- Time never runs backwards: `at` of a turn is at least that of the one before.
+- Time never runs backwards: `at` of a turn is at least that of the one before. One pass has one instant, so that the
+  fold of a turn, which knows no other, gives what was live.
 
 Theory of operation. `command` and `outcome` stage inputs by run. `decide` takes the staged runs one by one: it finds
 the run in memory or loads it (fold of its turns, then replay of its code), applies the inputs in order, and makes a
@@ -17,16 +18,18 @@ restored. Nothing here performs an effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol, TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from streamflow.core.commands import (
     CancelWorkflow,
     CleanupWorkflow,
     Command,
     FireTimer,
+    Query,
     SignalWorkflow,
     StartWorkflow,
     TerminateWorkflow,
@@ -35,7 +38,6 @@ from streamflow.core.effects import DropTimer, Effect, PublishStatus, Reply, Sen
 from streamflow.core.events import (
     Applied,
     CancelRequested,
-    Event,
     RunBlocked,
     RunCancelled,
     RunCreated,
@@ -52,6 +54,7 @@ from streamflow.core.events import (
     StepStarted,
     TimerFired,
     Turn,
+    instant,
 )
 from streamflow.core.machines.run import Run, RunState
 from streamflow.core.machines.step import Step, StepState
@@ -61,7 +64,10 @@ from streamflow.errors import ErrorInfo
 StepOutcome: TypeAlias = StepStarted | StepCompleted | StepFailed | StepAttemptFailed
 
 CLOCK_SKEW_MS_MAX: Final = 1000
-"""How far a timer's instant may lie ahead of the partition's clock and still count as due: clocks of two hosts differ."""
+"""How far a timer may lie ahead of the owner's clock and still count as due: clocks of two hosts differ."""
+
+COMMANDS_REMEMBERED_MAX: Final = 1_000
+"""Commands of earlier runs that a new run of their id still knows: more than senders repeat, and they fit a record."""
 
 
 class Rejected(Struct, frozen=True):
@@ -93,7 +99,7 @@ class DecidedTurn(Struct, frozen=True):
 
 
 class Decided(Struct, frozen=True):
-    """The result of one pass. `answers`, each with its workflow id, belong to no turn of it: they rest on earlier ones."""
+    """The result of one pass. `answers`, each with its workflow id, are owed once all turns up to here are durable."""
 
     turns: list[DecidedTurn]
     answers: list[Answer]
@@ -131,6 +137,7 @@ class Partition:
         self.next_command = consumed
         self._staged: dict[str, list[Staged | tuple[int, StepOutcome]]] = {}
         self._wake: set[str] = set()
+        self._fire_at: list[int] = []
 
     # -- staging -----------------------------------------------------------------------------------------------------
 
@@ -140,6 +147,8 @@ class Partition:
             return
         self.next_command = offset + 1
         self._staged.setdefault(command.workflow_id, []).append(Staged(offset, command))
+        if isinstance(command.body, FireTimer):
+            self._fire_at.append(command.body.fire_at)
 
     def skip(self, offset: int) -> None:
         """A record of the commands topic that is no command of ours: consumed, without effect."""
@@ -163,7 +172,9 @@ class Partition:
 
     def decide(self, now: int) -> Decided:
         """Take everything staged. `now` is the time in milliseconds; it counts only where it goes forward."""
-        self.at = max(self.at, now)
+        # A timer service ahead of us moves our time, by so little that it never leads the real one by more.
+        self.at = max(self.at, now, *(at for at in self._fire_at if at <= now + CLOCK_SKEW_MS_MAX))
+        self._fire_at = []
         turns: list[DecidedTurn] = []
         answers: list[Answer] = []
         dead: list[DeadCommand] = []
@@ -202,28 +213,27 @@ class Partition:
         applied: list[Applied] = []
         replies: list[Effect] = []
         mark = _mark(run) if not execution.events else None
+        before = len(execution.events), len(execution.inputs)
         if woken:
             self._resume(execution)
-        for item in inputs:
-            execution.at = self.at
+        for item in (None, *inputs):
             if isinstance(item, tuple):
                 self._outcome(execution, *item)
-            else:
+            elif item is not None:
                 verdict = self._command(execution, item.command)
                 if isinstance(verdict, Rejected):
                     _reject(verdict, item, answers, dead)
                 elif verdict is not None:
                     reply = _reply(item.command, verdict)
-                    if item.command.command_id not in run.commands and execution.inputs:
-                        run.commands.add(item.command.command_id)
+                    if len(execution.inputs) > before[1]:
+                        execution.run.commands[item.command.command_id] = None
                         applied.append(Applied(command_id=item.command.command_id, reply_to=item.command.reply_to))
                         replies += reply
-                    else:
+                    else:  # it changed nothing, so it is answered alike when it comes again
                         answers += [(workflow_id, effect) for effect in reply]
             if execution.diverged is not None:
-                execution = self._block(execution)
-                run = execution.run
-                run.commands.update(command.command_id for command in applied)
+                execution = self._block(execution, *before)
+            before = len(execution.events), len(execution.inputs)
         return self._turn(execution, applied, replies, mark, answers)
 
     def _turn(
@@ -243,6 +253,8 @@ class Partition:
             answers += [(run.workflow_id, effect) for effect in (*effects, *replies)]
             return None
         run.turn += 1
+        if run.first_turn == run.turn:
+            applied = _with_earlier(run, applied)
         turn = Turn(
             workflow_id=run.workflow_id,
             turn=run.turn,
@@ -264,6 +276,8 @@ class Partition:
 
     def _execution(self, workflow_id: str, *, woken: bool) -> Execution:
         """The run in memory, or loaded and replayed."""
+        if woken:
+            self.evict(workflow_id)  # blocked, perhaps: its code is tried again from the start
         execution = self.live.pop(workflow_id, None)
         if execution is None:
             execution = self._load(workflow_id, unblock=woken)
@@ -275,6 +289,8 @@ class Partition:
         turns = self.runs.turns(workflow_id)
         execution = self._folded(workflow_id, turns)
         run = execution.run
+        if run.state is RunState.SCHEDULED:
+            execution.keep_signals(turns)
         if run.state is RunState.BLOCKED and unblock:
             execution.emit(RunUnblocked())
         if run.state is RunState.RUNNING and self._attach_code(execution):
@@ -308,17 +324,22 @@ class Partition:
         execution.code = factory(execution, run)
         return True
 
-    def _block(self, execution: Execution) -> Execution:
-        """The code does not fit: keep the inputs, drop what the code decided on them, and say why."""
+    def _block(self, execution: Execution, events: int, inputs: int) -> Execution:
+        """The code does not fit. Keep the events and inputs before the input that showed it, so many of each; then take
+        that input too, without what the code decided on it, and say why.
+        """
         assert execution.diverged is not None
-        inputs, error = execution.inputs, execution.diverged
         execution.close()
         workflow_id = execution.run.workflow_id
         fresh = self._folded(workflow_id, self.runs.turns(workflow_id))
-        for event in inputs:
+        fresh.run.commands = execution.run.commands
+        for event in execution.events[:events]:
+            fresh.emit(event)
+        fresh.inputs = execution.inputs[:inputs]
+        for event in execution.inputs[inputs:]:
             fresh.take(event)
         if fresh.run.state is RunState.RUNNING:
-            fresh.emit(_blocked(error))
+            fresh.emit(_blocked(execution.diverged))
         self.live[workflow_id] = fresh
         return fresh
 
@@ -327,6 +348,8 @@ class Partition:
         if execution.run.state is not RunState.RUNNING:
             return
         for decision in list(execution.run.decisions.values()):
+            if execution.diverged is not None:
+                return
             if not isinstance(decision, Step) or not decision.has_attempt:
                 continue
             if decision.state is StepState.STARTED:
@@ -336,14 +359,20 @@ class Partition:
                 )
                 execution.take(StepFailed(number=decision.number, attempt=decision.attempt, error=error))
             else:
-                execution.effects += decision.begin()
+                execution.effects += decision.begin(execution.run.run)
 
     def _outcome(self, execution: Execution, run_number: int, outcome: StepOutcome) -> None:
         run = execution.run
         step = run.step(outcome.number)
         if run.run != run_number or step is None or not step.accepts(outcome.attempt):
             return
-        if not isinstance(outcome, StepStarted) or step.state is StepState.OPEN:
+        if isinstance(outcome, StepStarted):
+            # A blocked run has no code that could run the attempt: its start must not be used up.
+            if step.state is StepState.OPEN and run.state is RunState.RUNNING:
+                execution.take(outcome)
+        elif isinstance(outcome, StepAttemptFailed):
+            execution.take(replace(outcome, retry_at=instant(outcome.retry_at)))
+        else:
             execution.take(outcome)
 
     # -- commands ----------------------------------------------------------------------------------------------------
@@ -352,6 +381,7 @@ class Partition:
         """Apply a command: the JSON value of its answer, why it is refused, or None where nobody asks (timers)."""
         run = execution.run
         body = command.body
+        assert not isinstance(body, Query), "a query changes nothing: it is answered without the core"
         if isinstance(body, FireTimer):
             self._timer(execution, body)
             return None
@@ -366,7 +396,8 @@ class Partition:
         if run.is_closed:
             doing = DOING[type(body)]
             return Rejected(
-                "CommandRejected", f"run {run.workflow_id} is {run.state}: only an open run can be {doing}; start a new one"
+                "CommandRejected",
+                f"run {run.workflow_id} is {run.state}: only an open run can be {doing}; start a new one",
             )
         match body:
             case CancelWorkflow():
@@ -389,7 +420,7 @@ class Partition:
             if body.if_exists == "error":
                 return Rejected(
                     "WorkflowExists",
-                    f'run {run.workflow_id} exists already and is {run.state}: choose another id, or if_exists="attach"',
+                    f"run {run.workflow_id} exists already, {run.state}: choose another id, or if_exists='attach'",
                 )
             if body.if_exists != "restart" or not run.is_closed:
                 return b"null"
@@ -400,6 +431,7 @@ class Partition:
                 f"or check the name (run {run.workflow_id} was not started)",
             )
         start_at = body.start_at if body.delay_ms is None else self.at + body.delay_ms
+        start_at = None if start_at is None else instant(start_at)
         begins_at = self.at if start_at is None else max(start_at, self.at)
         execution.restart()
         execution.take(
@@ -409,7 +441,7 @@ class Partition:
                 run=run.run + 1,
                 start_at=start_at,
                 timeout_ms=body.timeout_ms,
-                deadline_at=None if body.timeout_ms is None else begins_at + body.timeout_ms,
+                deadline_at=None if body.timeout_ms is None else instant(begins_at + body.timeout_ms),
                 context=body.context,
             )
         )
@@ -451,10 +483,8 @@ class Partition:
             )
             execution.effects.append(DropTimer(stale))
             return
-        due_at = run.timer_due_at(fired.kind, fired.number)
-        if due_at > self.at + CLOCK_SKEW_MS_MAX:
+        if run.timer_due_at(fired.kind, fired.number) > self.at:
             return  # somebody else's command, or a clock far ahead: the service sends it again when it is due
-        self.at = execution.at = max(self.at, due_at)
         match fired.kind:
             case "start":
                 self._begin(execution)
@@ -466,7 +496,11 @@ class Partition:
                 execution.take(StepDue(number=fired.number, attempt=fired.attempt))
 
 
-DOING: Final = {CancelWorkflow: "cancelled", TerminateWorkflow: "terminated", SignalWorkflow: "signalled"}
+DOING: Final[Mapping[type[Struct], str]] = {
+    CancelWorkflow: "cancelled",
+    TerminateWorkflow: "terminated",
+    SignalWorkflow: "signalled",
+}
 
 
 def _blocked(error: Exception) -> RunBlocked:
@@ -478,9 +512,17 @@ def _deadline_error(run: Run) -> ErrorInfo:
 
 
 def _mark(run: Run) -> object:
-    """What of a run its published status must follow at once: steps that follow each other change nothing that waits."""
+    """What of a run its published status must follow at once: steps that follow each other change none of it."""
     parked = None if run.open_attempts else tuple(run.decisions)
     return (run.run, run.state, run.progress, parked)
+
+
+def _with_earlier(run: Run, applied: list[Applied]) -> list[Applied]:
+    """The commands of a run's first turn: with those of earlier runs of its id, so that they stay applied once."""
+    now = dict.fromkeys(command.command_id for command in applied)
+    earlier = [command_id for command_id in run.commands if command_id not in now][-COMMANDS_REMEMBERED_MAX:]
+    run.commands = dict.fromkeys(earlier) | now
+    return [Applied(command_id=command_id) for command_id in earlier] + applied
 
 
 def _reply(command: Command, value: bytes) -> list[Effect]:
@@ -506,7 +548,7 @@ def _reject(why: Rejected, item: Staged, answers: list[Answer], dead: list[DeadC
 
 
 def effects_since(turns: Iterable[Turn], first: int) -> tuple[Run, list[Effect]]:
-    """Fold a run's turns; the effects are those of turn number `first` and later, for an owner that derives them again."""
+    """Fold a run's turns; the effects are those of turn `first` and later, for an owner that derives them again."""
     run: Run | None = None
     effects: list[Effect] = []
     for turn in turns:

@@ -8,19 +8,30 @@ counts. (Why: two owners can write at once for a moment, and a producer may repe
 
 from __future__ import annotations
 
-from streamflow.core.events import Claim, HistoryRecord, Turn
+from typing import Final
+
+from streamflow.core.events import Applied, Claim, Event, HistoryRecord, Turn
+
+SEQ_AFTER_GAP: Final = 2**62
+"""Stands for the last seq once a gap was seen: no record follows it. A number, so that (term, seq) is all to keep."""
+APPLIED_BYTES: Final = 16
+"""What an applied command takes in a record beside its id, at most."""
 
 
 class ReadingRule:
     """The fence as a reader sees it: `term` and `seq` of the last valid record."""
 
-    __slots__ = ("gap", "seq", "started", "term")
+    __slots__ = ("seq", "started", "term")
 
     def __init__(self, *, term: int = 0, seq: int = 0, started: bool = False) -> None:
         self.term = term
         self.seq = seq
         self.started = started
-        self.gap = False
+
+    @property
+    def gap(self) -> bool:
+        """Whether records of the term are missing, so that none counts any more."""
+        return self.seq == SEQ_AFTER_GAP
 
     def accepts(self, record: HistoryRecord) -> bool:
         """Whether the next record of the partition counts; records come in offset order, each once per reader."""
@@ -32,12 +43,12 @@ class ReadingRule:
         if isinstance(record, Claim):
             if record.term <= self.term:
                 return False
-            self.term, self.seq, self.gap = record.term, 0, False
+            self.term, self.seq = record.term, 0
             return True
-        if record.term != self.term or self.gap or record.seq <= self.seq:
+        if record.term != self.term or record.seq <= self.seq:
             return False
         if record.seq != self.seq + 1:
-            self.gap = True
+            self.seq = SEQ_AFTER_GAP
             return False
         self.seq = record.seq
         return True
@@ -72,20 +83,23 @@ class Assembler:
 
 
 def split(turn: Turn, sizes: list[int], *, bytes_max: int) -> list[Turn]:
-    """Cut a turn into parts of at most `bytes_max` bytes of events, given each event's size. At least one part.
+    """Cut a turn into parts of at most `bytes_max` bytes of events and commands, given each event's size.
 
     An event larger than that stays alone in its part: its size was checked before it was decided.
     """
     assert len(sizes) == len(turn.events), (len(sizes), len(turn.events))
-    groups: list[list[int]] = [[]]
+    groups: list[tuple[list[Event], list[Applied]]] = [([], [])]
     filled = 0
-    for index, size in enumerate(sizes):
-        if groups[-1] and filled + size > bytes_max:
-            groups.append([])
+    command_sizes = [len(command.command_id.encode()) + APPLIED_BYTES for command in turn.commands]
+    for index, size in enumerate(sizes + command_sizes):
+        if filled and filled + size > bytes_max:
+            groups.append(([], []))
             filled = 0
-        groups[-1].append(index)
         filled += size
-    last = len(groups) - 1
+        if index < len(sizes):
+            groups[-1][0].append(turn.events[index])
+        else:
+            groups[-1][1].append(turn.commands[index - len(sizes)])
     return [
         Turn(
             workflow_id=turn.workflow_id,
@@ -94,12 +108,12 @@ def split(turn: Turn, sizes: list[int], *, bytes_max: int) -> list[Turn]:
             seq=turn.seq + part,
             at=turn.at,
             consumed=turn.consumed,
-            events=[turn.events[index] for index in group],
-            commands=turn.commands if part == last else [],
+            events=events,
+            commands=commands,
             part=part,
-            last=part == last,
+            last=part == len(groups) - 1,
         )
-        for part, group in enumerate(groups)
+        for part, (events, commands) in enumerate(groups)
     ]
 
 
@@ -115,7 +129,5 @@ def join(parts: list[Turn]) -> Turn:
         at=last.at,
         consumed=last.consumed,
         events=[event for part in parts for event in part.events],
-        commands=last.commands,
-        part=0,
-        last=True,
+        commands=[command for part in parts for command in part.commands],
     )

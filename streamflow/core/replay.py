@@ -1,4 +1,4 @@
-"""Workflow code against its history: the code's decisions are matched by identity, its outcomes delivered in recorded order.
+"""Workflow code against its history: decisions are matched by identity, outcomes delivered in recorded order.
 
 Rules of this file:
 
@@ -7,14 +7,17 @@ Rules of this file:
 - Outcomes reach the code one at a time, in the order of the history, and the code runs until all of it waits after
   each. Live and replay go through the same two methods, `_deliver` and `_settle`, so they cannot differ.
 - A recorded decision that the code asks for only after its outcome went by (the code was changed) gets the outcome as
-  soon as the code waits: `early` keeps it.
+  soon as the code waits: `early` keeps it. One that was given up (cancelled) has no outcome: code that waits for it
+  diverges, where it would hang otherwise.
 - Which wait takes which signal is decided between two outcomes, never while the code runs, and is recorded.
 - Decisions that the history does not hold are new: they are part of the next turn, also those found while replaying.
 
 Theory of operation. `Execution` stands between the run (the fold of the history) and the code. The code calls the
 `Decisions` methods while it is drained; each emits an event, applied to the run at once, or finds the recorded one.
 `take` brings a new input in; `replay` walks the recorded turns first. What goes wrong with the code itself (arguments
-that changed, a loop without an await) is not an event but `diverged`: the caller drops the execution and blocks the run.
+that changed, a loop without an await) is no event but `diverged`: the caller drops the execution and blocks the run.
+Two instants must be kept apart: events have that of the turn that they will be part of (`at`), while the code sees that
+of the input that it is given, which on replay lies in the past.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, Protocol, TypeAlias
 
-from streamflow.core.effects import CancelAttempt, DropTimer, Effect, SetTimer, StartAttempt
+from streamflow.core.effects import CancelAttempt, DropTimer, Effect, RecordStart, SetTimer, StartAttempt
 from streamflow.core.events import (
     CancelRequested,
     Event,
@@ -46,6 +49,7 @@ from streamflow.core.events import (
     TimerFired,
     TimerSet,
     Turn,
+    instant,
 )
 from streamflow.core.machines import signal, step, timer
 from streamflow.core.machines.run import Run
@@ -109,7 +113,7 @@ def fingerprint(args: bytes) -> int:
 
 
 class Execution:
-    """One run and its code. `events` are the decisions and inputs since the last turn; `effects` what follows from them."""
+    """One run and its code. `events` are the inputs and decisions since the last turn, `effects` follow from them."""
 
     __slots__ = (
         "asked",
@@ -120,6 +124,7 @@ class Execution:
         "early",
         "effects",
         "events",
+        "expected",
         "inputs",
         "payloads",
         "queue",
@@ -140,6 +145,7 @@ class Execution:
         self.queue: deque[Outcome] = deque()
         self.payloads: dict[int, SignalReceived] = {}
         self.recorded: dict[int, StepScheduled] = {}
+        self.expected: dict[int, str] = {}
         self.replaying = False
         self.closing: RunCompleted | RunFailed | RunCancelled | None = None
         self.diverged: NonDeterminismError | None = None
@@ -150,33 +156,37 @@ class Execution:
         """Apply a new input and let the code decide on it."""
         self.inputs.append(event)
         self.emit(event)
+        if type(event) is SignalReceived:
+            self.payloads[event.signal] = event  # also where no code runs yet: its first wait will take it
         if self.code is None:
             return
         if self.run.is_closed:
             self.close()  # from outside (terminated, its deadline): no more of the code runs
             return
-        self._deliver(event)
+        self._deliver(event, self.at)
+
+    def keep_signals(self, turns: Sequence[Turn]) -> None:
+        """Load a run whose code has not begun: its first waits will ask for the signals that came already."""
+        for _, event in _of_current_run(turns):
+            if type(event) is SignalReceived:
+                self.payloads[event.signal] = event
 
     def replay(self, turns: Sequence[Turn]) -> None:
         """Bring the code to where the recorded turns of this run left it, then let it decide what they do not hold."""
         assert self.code is not None and not self.run.is_closed, self.run.workflow_id
-        now = self.at
         self.replaying = True
         history = _of_current_run(turns)
         self.recorded = {event.number: event for _, event in history if type(event) is StepScheduled}
         for at, event in history:
             if type(event) in DELIVERED:
-                self.at = at
-                self._deliver(event)
+                self._deliver(event, at)
                 if self.diverged is not None:
                     return
-        self.at = now
         self.replaying = False
-        self.recorded = {}
         if self.closing is not None:
             self._finish(self.closing)
         else:
-            self._settle()
+            self._settle(self.at)
 
     def diverge(self, why: str) -> None:
         """The code cannot go on: `why` is what the blocked run will show."""
@@ -185,7 +195,7 @@ class Execution:
     def restart(self) -> None:
         """Forget the code of the run before: the next one begins."""
         self.close()
-        self.asked, self.early, self.payloads = {}, {}, {}
+        self.asked, self.early, self.payloads, self.recorded, self.expected = {}, {}, {}, {}, {}
         self.queue.clear()
         self.closing = None
 
@@ -222,13 +232,15 @@ class Execution:
                 name=name,
                 args=args,
                 fingerprint=fingerprint(args),
-                start_at=start_at,
+                start_at=None if start_at is None else instant(start_at),
                 queue=queue,
                 at_most_once=at_most_once,
             )
             self.emit(event)
-        elif check_args and self.recorded and self.recorded[number].fingerprint != fingerprint(args):
-            raise self._diverge(self.recorded[number], args)
+            return number
+        before = self.recorded.pop(number)
+        if check_args and before.fingerprint != fingerprint(args):
+            raise self._diverge(before, args)
         return number
 
     def timer(self, name: str, fire_at: int) -> int:
@@ -238,7 +250,7 @@ class Execution:
         number = self._recorded("sleep:" + name)
         if number is None:
             number = self.run.decided
-            self.emit(TimerSet(number=number, name=name, fire_at=fire_at))
+            self.emit(TimerSet(number=number, name=name, fire_at=instant(fire_at)))
         return number
 
     def wait(self, name: str) -> int:
@@ -253,6 +265,7 @@ class Execution:
 
     def cancel(self, number: int) -> None:
         """Give the decision up, unless it is over."""
+        self.expected.pop(number, None)
         decision = self.run.decisions.get(number)
         if self._is_over() or decision is None:
             return
@@ -293,10 +306,12 @@ class Execution:
         early = self.early.pop(number, None)
         if early is not None:
             self.queue.append(early)
+        elif number not in self.run.decisions:
+            self.expected[number] = key
         return number
 
-    def _deliver(self, event: Event) -> None:
-        """Give the code one input and let it run until it waits."""
+    def _deliver(self, event: Event, at: int) -> None:
+        """Give the code one input, of the instant `at`, and let it run until it waits."""
         assert self.code is not None
         match event:
             case RunStarted():
@@ -311,22 +326,24 @@ class Execution:
                 self.code.cancel()
             case _:
                 return
-        self._settle()
+        self._settle(at)
 
     def _resolve(self, outcome: Outcome) -> None:
         assert self.code is not None
         payload = self.payloads.get(outcome.signal) if type(outcome) is SignalTaken else None
         if not self.code.resolve(outcome.number, outcome, payload):
             self.early[outcome.number] = outcome
-        elif payload is not None:
+            return
+        self.expected.pop(outcome.number, None)
+        if payload is not None:
             del self.payloads[payload.signal]
 
-    def _settle(self) -> None:
+    def _settle(self, at: int) -> None:
         """Run the code until it waits for something that is not there yet."""
         assert self.code is not None
         while True:
             try:
-                self.code.drain(self.at, self.replaying)
+                self.code.drain(at, self.replaying)
             except NonDeterminismError as error:
                 self.diverged = self.diverged or error
             if self._is_over():
@@ -337,6 +354,8 @@ class Execution:
             # While replaying, the takes are recorded: the walk delivers them.
             taken = None if self.replaying else self.run.mailbox.match()
             if taken is None:
+                if self.expected and not self.replaying:
+                    self._diverge_from_given_up()
                 return
             self.emit(taken)
             self._resolve(taken)
@@ -357,8 +376,19 @@ class Execution:
         )
         return Diverged(str(self.diverged))
 
+    def _diverge_from_given_up(self) -> None:
+        number, key = next(iter(self.expected.items()))
+        self.diverge(
+            f"run {self.run.workflow_id} ({self.run.workflow}) no longer fits its history at decision {number}, {key}\n"
+            f"  history:   it was given up (a timeout, a cancelled task)\n"
+            f"  this code: waits for its outcome, which will never come\n"
+            f"  The run is blocked and kept as it is. Bring back code that gives it up."
+        )
 
-DELIVERED: Final = frozenset({RunStarted, StepCompleted, StepFailed, TimerFired, SignalReceived, SignalTaken, CancelRequested})
+
+DELIVERED: Final = frozenset(
+    {RunStarted, StepCompleted, StepFailed, TimerFired, SignalReceived, SignalTaken, CancelRequested}
+)
 """The events of a history that reach the code; the others are its own decisions, or between the engine and a step."""
 
 SHOWN_BYTES_MAX: Final = 300
@@ -382,22 +412,23 @@ def _shown(args: bytes) -> str:
 
 
 def _without_pairs(effects: list[Effect]) -> list[Effect]:
-    """Drop what was begun and given up in one turn: a timer set and dropped, an attempt started and cancelled."""
-    dropped = {effect.timer.key for effect in effects if type(effect) is DropTimer}
-    cancelled = {effect.number for effect in effects if type(effect) is CancelAttempt}
-    if not dropped and not cancelled:
+    """Drop what was begun and given up in one turn: a timer set and dropped, an attempt started and cancelled.
+
+    Only in that order. What is given up and then begun under the same name (a step of the next run) are two things.
+    """
+    if not any(type(effect) is DropTimer or type(effect) is CancelAttempt for effect in effects):
         return effects
-    set_here = {effect.timer.key for effect in effects if type(effect) is SetTimer} & dropped
-    started_here = {effect.number for effect in effects if type(effect) is StartAttempt} & cancelled
-    return [effect for effect in effects if not _is_pair(effect, set_here, started_here)]
-
-
-def _is_pair(effect: Effect, set_here: set[bytes], started_here: set[int]) -> bool:
-    match effect:
-        case SetTimer(timer=record) | DropTimer(timer=record):
-            return record.key in set_here
-        case StartAttempt(number=number) | CancelAttempt(number=number):
-            return number in started_here
-        case _:
-            return False
-
+    begun: dict[bytes | tuple[int, int], int] = {}
+    left: dict[int, Effect] = {}
+    for place, effect in enumerate(effects):
+        left[place] = effect
+        match effect:
+            case SetTimer(timer=record):
+                begun[record.key] = place
+            case StartAttempt(run=run, number=number) | RecordStart(run=run, number=number):
+                begun[run, number] = place
+            case DropTimer(timer=record) if record.key in begun:
+                del left[begun.pop(record.key)], left[place]
+            case CancelAttempt(run=run, number=number) if (run, number) in begun:
+                del left[begun.pop((run, number))], left[place]
+    return list(left.values())

@@ -1,4 +1,4 @@
-"""Retry arithmetic: which errors are tried again, and when. Pure: chance comes from (run, step, attempt), so replay agrees.
+"""Retry arithmetic: which errors are tried again, and when. Chance comes from (run, step, attempt), so replay agrees.
 
 delay before attempt n+1 = min(initial * factor**(n-1), max_delay) * uniform(1-jitter, 1+jitter)
 """
@@ -6,27 +6,30 @@ delay before attempt n+1 = min(initial * factor**(n-1), max_delay) * uniform(1-j
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from streamflow.errors import NonRetryable, RetryAfter
 
 Duration: TypeAlias = float | timedelta
 """Seconds, or a timedelta."""
 ErrorTypes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
+SECONDS_MAX: Final = timedelta.max.total_seconds()
+"""The longest duration, as timedelta has it; in milliseconds it fits every integer of the log."""
+FACTOR_MAX: Final = 1e300
+"""The largest growth per attempt: it reaches the longest delay at once."""
 
 
 def seconds(value: Duration, *, what: str) -> float:
-    """The duration in seconds; `ValueError` naming `what` when it is negative, not finite or not a duration."""
+    """The duration in seconds; `ValueError` naming `what` when it is negative, endless or not a duration."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{what} must be seconds or a timedelta, found {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{what} must be finite and at least 0 seconds, found {value!r}")
+    if not 0 <= value <= SECONDS_MAX:
+        raise ValueError(f"{what} must be at least 0 seconds and at most timedelta.max, found {value!r}")
     return float(value)
 
 
@@ -62,13 +65,16 @@ class Retry:
     def __post_init__(self) -> None:
         attempts = self.max_attempts
         if attempts is not None and (isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1):
-            raise ValueError(f"Retry.max_attempts must be an int of at least 1, or None for no limit, found {attempts!r}")
+            raise ValueError(
+                f"Retry.max_attempts must be an int of at least 1, or None for no limit, found {attempts!r}"
+            )
         for name in ("initial", "max_delay"):
             object.__setattr__(self, name, seconds(getattr(self, name), what=f"Retry.{name}"))
         if self.max_elapsed is not None:
             object.__setattr__(self, "max_elapsed", seconds(self.max_elapsed, what="Retry.max_elapsed"))
-        if not _is_number(self.factor) or not 1 <= self.factor < math.inf:
-            raise ValueError(f"Retry.factor must be a finite number of at least 1, found {self.factor!r}")
+        if not _is_number(self.factor) or not 1 <= self.factor <= FACTOR_MAX:
+            raise ValueError(f"Retry.factor must be a number from 1 to {FACTOR_MAX:g}, found {self.factor!r}")
+        object.__setattr__(self, "factor", float(self.factor))  # powers of an int would grow without bound
         if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
             raise ValueError(f"Retry.jitter must be a number from 0 to 1, found {self.jitter!r}")
         for name in ("on", "unless"):
@@ -77,7 +83,7 @@ class Retry:
             raise ValueError(f"Retry.when must be callable(error, attempt), found {self.when!r}")
 
     def delay(self, attempt: int, *key: object) -> float:
-        """Seconds between the failure of `attempt` and the next one; `key` (run, step) is where the chance comes from."""
+        """Seconds between the failure of `attempt` and the next one; chance comes from `key` (run, step)."""
         assert attempt >= 1, attempt
         assert isinstance(self.initial, float) and isinstance(self.max_delay, float)  # by __post_init__
         try:

@@ -66,12 +66,17 @@ class Log(Protocol):
         """Which log this is (cluster and topic ids); a local store of another identity is wiped."""
         ...
 
-    def append(self, partition: int, expected_offset: int, records: Sequence[tuple[bytes, bytes]]) -> asyncio.Future[int]:
+    def append(
+        self, partition: int, expected_offset: int, records: Sequence[tuple[bytes, bytes]]
+    ) -> asyncio.Future[int]:
         """Append (key, value) records to `history[partition]`, all or nothing, if its end is at `expected_offset`.
 
         The future gives the offset of the first record (== `expected_offset`) once all are durable.
-        Raises `Fenced` (end elsewhere, nothing written) or `Unavailable` (disk full, locked, unreachable).
-        Appends to one partition may be pipelined; when one fails, later ones that build on it fail as `Fenced` too.
+        It raises `Fenced` (end elsewhere, nothing written) or `Unavailable` (disk full, locked, unreachable).
+        Appends to one partition may be pipelined; when one fails, later ones that build on it fail as `Fenced` too:
+        those handed over before the failure was known, and any at the offset where the failed ones would have ended,
+        until `read` or `end_offset` of the partition shows where it really ends. The call itself raises
+        `InvalidArguments` or `PayloadTooLarge` for what no log takes; nothing is handed over then.
         """
         ...
 
@@ -79,7 +84,8 @@ class Log(Protocol):
         """Append records to any topics but history, in order, durable when the future is done.
 
         `published=(partition, offset)` records in the same transaction (or right after) that everything derived from
-        `history[partition]` below `offset` has been published. Raises `Unavailable`.
+        `history[partition]` below `offset` has been published; it never goes back. The future raises `Unavailable`,
+        and then nothing of this call is written. Topics `steps.<queue>` come into being with their first record.
         """
         ...
 
@@ -92,7 +98,10 @@ class Log(Protocol):
         ...
 
     def follow(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> AsyncIterator[list[Record]]:
-        """Non-empty batches from `offset` on, for ever, waiting (not spinning) at the end. Pulling slower is back-pressure."""
+        """Non-empty batches from `offset` on, waiting (not spinning) at the end, until the log is closed.
+
+        Pulling slower is back-pressure. The position is the reader's own: any number may follow one partition.
+        """
         ...
 
     async def start_offset(self, topic: str, partition: int) -> int:
@@ -104,7 +113,7 @@ class Log(Protocol):
         ...
 
     async def join(self, owner: str) -> Membership:
-        """Become a worker of the app's group under the unique name `owner`."""
+        """Become a worker of the app's group under `owner`; a name that a living member has is `InvalidArguments`."""
         ...
 
     async def close(self) -> None:
@@ -116,10 +125,10 @@ class Membership(Protocol):
     """A worker's place in the group: which partitions it should own now."""
 
     def assignments(self) -> AsyncIterator[frozenset[int]]:
-        """The partitions this member should own: at once, then after every change. One consumer only.
+        """The partitions this member should own: at once, then after every change, until `leave`. One consumer only.
 
         When a partition disappears from the set the member stops it and calls `release`; only then (or when the member
-        is dead, or its lease ends) is it given to another.
+        is dead, or its lease ends) is it given to another, and only then can it come back to this one.
         """
         ...
 

@@ -24,6 +24,7 @@ def check_topic(topic: str) -> str:
 
 
 def check_partition(partition: int, partitions: int) -> None:
+    """Raise `InvalidArguments` unless the topics have this partition."""
     if not 0 <= partition < partitions:
         raise InvalidArguments(f"partition must be 0 to {partitions - 1}, found {partition}")
 
@@ -40,12 +41,14 @@ def check_size(topic: str, key: bytes, value: bytes | None) -> int:
 
 
 def check_append(partition: int, partitions: int, records: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raise `InvalidArguments` for an append that no log could take; sizes are checked apart."""
     check_partition(partition, partitions)
     if not records:
         raise InvalidArguments(f"append to history[{partition}] needs at least one record")
 
 
 def check_publish(record: Outgoing, partitions: int) -> None:
+    """Raise `InvalidArguments` for a record that must not or cannot be published."""
     check_topic(record.topic)
     check_partition(record.partition, partitions)
     if record.topic == HISTORY:
@@ -53,6 +56,7 @@ def check_publish(record: Outgoing, partitions: int) -> None:
 
 
 def fenced(url: str, partition: int, expected: int, found: int) -> Fenced:
+    """The end of the partition is not where the caller thought."""
     return Fenced(
         f"{url}: history[{partition}] was expected to end at offset {expected}, it ends at {found}: "
         "another worker wrote to it; read it again before the next append"
@@ -60,6 +64,7 @@ def fenced(url: str, partition: int, expected: int, found: int) -> Fenced:
 
 
 def fenced_behind(url: str, partition: int, expected: int) -> Fenced:
+    """An earlier append, on which this one builds, failed."""
     return Fenced(
         f"{url}: the append to history[{partition}] at offset {expected} builds on one that failed: "
         "nothing was written; read the partition again before the next append"
@@ -67,18 +72,22 @@ def fenced_behind(url: str, partition: int, expected: int) -> Fenced:
 
 
 def closed(url: str) -> Unavailable:
+    """The handle was used after `close`."""
     return Unavailable(f"{url}: this log was closed: open it again")
 
 
 def no_app(url: str, app: str) -> Unavailable:
+    """The log is there, but nobody has created the topics of this app, and the caller may not."""
     return Unavailable(f"{url}: holds no topics of app {app!r}: start a worker of it, which creates them")
 
 
 def name_taken(url: str, owner: str) -> InvalidArguments:
+    """A living member of the group has this name."""
     return InvalidArguments(f"{url}: a worker named {owner!r} is running already: give this one another name")
 
 
 def wrong_partitions(url: str, app: str, found: int, wanted: int) -> InvalidArguments:
+    """The topics exist with another number of partitions."""
     return InvalidArguments(
         f"{url}: the topics of app {app!r} have {found} partitions, asked for {wanted}: "
         "the number is fixed when they are created; drop the option"

@@ -99,6 +99,7 @@ class _Broker:
 
 
 def open_memory(url: LocalUrl, *, app: str, create: bool) -> MemoryLog:
+    """One more handle to the topics of this name, which it creates if they are missing and `create` is true."""
     broker = _brokers.get(url.place) or _Broker()
     topics = broker.apps.get(app)
     if topics is None:

@@ -81,6 +81,7 @@ class _Tail:
 
 
 async def open_sqlite(url: LocalUrl, *, app: str, create: bool) -> SqliteLog:
+    """Open the file, creating it and the topics of `app` if they are missing and `create` is true."""
     log = SqliteLog(url, app)
     await log._open(create=create)
     return log

@@ -73,6 +73,7 @@ class AppRow(NamedTuple):
 
 
 def stream_of(topic_id: int, partition: int) -> int:
+    """The number under which the tables know one partition of one topic."""
     return topic_id << PARTITION_BITS | partition
 
 
@@ -111,14 +112,24 @@ def inspect(url: str, path: Path, *, create: bool) -> None:
     for place, what in ((path.parent, "directory"), (path, "file")):
         if place.exists() and not os.access(place, os.R_OK | os.W_OK):
             raise Unavailable(
-                f"{url}: {what} {place} is not writable for this user : change its rights or name another place"
+                f"{url}: {what} {place} is not writable for this user: change its rights or name another place"
             )
     if path.exists() and path.stat().st_size:
-        _inspect_header(url, path)
-        _inspect_owner(url, path)
+        try:
+            _inspect_owner(url, path)
+        except sqlite3.DatabaseError as error:
+            if _primary(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                _explain_damage(url, path)
+            raise
 
 
-def _inspect_header(url: str, path: Path) -> None:
+def _explain_damage(url: str, path: Path) -> None:
+    """Say what is wrong with a file that SQLite refuses.
+
+    Only such a file may be opened here by other means than SQLite: closing *any* descriptor of a file drops all POSIX
+    locks that this process has on it. With another log of this process on the same file, other processes would then
+    think that they close it last, and delete the write-ahead log under it.
+    """
     with path.open("rb") as file:
         header = file.read(100)
     size = path.stat().st_size
@@ -211,6 +222,7 @@ def create_topic(db: sqlite3.Connection, app: str, topic: str, partitions: int) 
 
 
 def read_app(db: sqlite3.Connection, app: str) -> AppRow | None:
+    """What the file holds of `app`, None if nothing."""
     found = db.execute(
         "SELECT value, apps.identity, partitions FROM meta, apps WHERE name='identity' AND app=?", (app,)
     ).fetchone()

@@ -36,6 +36,7 @@ from streamflow.log.groups import Share, assign
 from streamflow.log.open import LocalUrl
 from streamflow.log.sqlite_file import AppRow, connect, transaction, translate
 from streamflow.log.sqlite_locks import MemberFiles
+from streamflow.log.sqlite_stuck import continue_stopped_writer
 from streamflow.log.sqlite_wakeups import Wakeups
 
 _log = logging.getLogger("streamflow.log")
@@ -196,6 +197,7 @@ class _Heartbeat(threading.Thread):
             owners = self._owners(db)
             plan = assign(self._row.partitions, alive, owners)
             if self._wanted(owners, plan, alive):
+                continue_stopped_writer(self._path)
                 owners = transaction(db, lambda: self._claim(db))
                 plan = assign(self._row.partitions, alive, owners)
                 wakeups.ring([self._interest])

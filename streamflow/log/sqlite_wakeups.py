@@ -35,6 +35,9 @@ recently than this is not kept."""
 DRAIN_MAX: Final = 64
 """Datagrams read at once."""
 
+BIND_TRIES: Final = 3
+"""The last one to leave removes the directory, perhaps between our making it and binding in it."""
+
 QUEUE_MAX: Final = 8
 """So many waiting datagrams mean that the queue (10 on old kernels) may have overflowed: assume that all rang."""
 
@@ -57,17 +60,19 @@ class Wakeups:
 
     def listen(self) -> socket.socket | None:
         """The bound socket to wait on, None where there are no wake-ups."""
-        if self._socket is None and self._directory is not None:
-            bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        tries = BIND_TRIES
+        while self._socket is None and self._directory is not None:
+            bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             try:
                 bound.setblocking(False)
                 self._directory.mkdir(mode=0o700, exist_ok=True)
                 bound.bind(str(self._directory / self._token))
+                self._socket = bound
             except OSError:
                 bound.close()
-                self._directory = None
-                return None
-            self._socket = bound
+                tries -= 1
+                if not tries:
+                    self._directory = None
         return self._socket
 
     def want(self, interest: str) -> None:
@@ -184,7 +189,6 @@ def _private_directory(identity: str) -> Path | None:
         found = parent.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             return None
-        directory.mkdir(mode=0o700, exist_ok=True)
     except OSError:
         return None
     return directory

@@ -68,12 +68,15 @@ class Source(Protocol):
 
     def status(self, workflow_id: str) -> StatusRecord | None:
         """The run's status, None when there is no such run."""
+        ...
 
     def turns(self, workflow_id: str) -> Sequence[Turn]:
         """The run's turns, oldest first."""
+        ...
 
     def runs(self, *, descending: bool, after: tuple[int, str] | None) -> Iterator[StatusRecord]:
         """All runs by (created_at, workflow_id), behind the position `after`."""
+        ...
 
 
 _Limit = Annotated[int, Meta(ge=1, le=LIMIT_MAX)]
@@ -121,10 +124,19 @@ def answer(query: Query, workflow_id: str, source: Source) -> bytes:
             raise InvalidArguments(f"unknown query {other[:80]!r}: known are status, steps, history and list")
 
 
-def check_list(state: str | None) -> None:
-    """Refuse a filter that no run could pass."""
-    if state is not None and state not in STATES:
-        raise InvalidArguments(f"state must be one of {', '.join(STATES)}, found {state!r}")
+def check(query: Query) -> None:
+    """Refuse a query that every owner would refuse, whatever its state."""
+    match query.query:
+        case "status":
+            _params(query, _StatusParams)
+        case "steps":
+            _steps_params(query)
+        case "history":
+            _history_params(query)
+        case "list":
+            _list_params(query)
+        case other:
+            raise InvalidArguments(f"unknown query {other[:80]!r}: known are status, steps, history and list")
 
 
 def list_cursor(order: Order, status: RunStatus) -> str:
@@ -138,14 +150,21 @@ def _status(query: Query, workflow_id: str, source: Source) -> bytes:
     return _fitting(status_view(_known(workflow_id, source)), _smaller_status, STATUS_BYTES_MAX)
 
 
-def _steps(query: Query, workflow_id: str, source: Source) -> bytes:
+def _steps_params(query: Query) -> tuple[_StepsParams, int | None]:
     params = _params(query, _StepsParams)
+    if params.cursor is None:
+        return params, None
+    (after,) = _position(params.cursor, "steps", params.order, int)
+    return params, after
+
+
+def _steps(query: Query, workflow_id: str, source: Source) -> bytes:
+    params, after = _steps_params(query)
     _known(workflow_id, source)
     steps = fold_steps(source.turns(workflow_id))
     if params.order == "desc":
         steps.reverse()
-    if params.cursor is not None:
-        (after,) = _position(params.cursor, "steps", params.order, int)
+    if after is not None:
         steps = [step for step in steps if (step.number > after if params.order == "asc" else step.number < after)]
 
     def views() -> Iterator[tuple[StepView, str]]:
@@ -155,10 +174,16 @@ def _steps(query: Query, workflow_id: str, source: Source) -> bytes:
     return _page(views(), params.limit, _smaller_step)
 
 
-def _history(query: Query, workflow_id: str, source: Source) -> bytes:
+def _history_params(query: Query) -> tuple[_HistoryParams, tuple[int, int]]:
     params = _params(query, _HistoryParams)
+    if params.cursor is None:
+        return params, (-1, -1)
+    return params, _position(params.cursor, "history", "asc", int, int)
+
+
+def _history(query: Query, workflow_id: str, source: Source) -> bytes:
+    params, after = _history_params(query)
     _known(workflow_id, source)
-    after = (-1, -1) if params.cursor is None else _position(params.cursor, "history", "asc", int, int)
 
     def views() -> Iterator[tuple[HistoryEvent, str]]:
         for turn in source.turns(workflow_id):
@@ -169,20 +194,23 @@ def _history(query: Query, workflow_id: str, source: Source) -> bytes:
     return _page(views(), params.limit, _smaller_event)
 
 
-def _list(query: Query, source: Source) -> bytes:
+def _list_params(query: Query) -> tuple[_ListParams, tuple[int, str] | None]:
     params = _params(query, _ListParams)
-    check_list(params.state)
-    after: tuple[int, str] | None = None
-    if params.cursor is not None:
-        after = _position(params.cursor, "list", params.order, int, str)
+    if params.state is not None and params.state not in STATES:
+        raise InvalidArguments(f"state must be one of {', '.join(STATES)}, found {params.state!r}")
+    if params.cursor is None:
+        return params, None
+    return params, _position(params.cursor, "list", params.order, int, str)
+
+
+def _list(query: Query, source: Source) -> bytes:
+    params, after = _list_params(query)
 
     def views() -> Iterator[tuple[RunStatus | None, str]]:
         for record in source.runs(descending=params.order == "desc", after=after):
             fits = params.workflow in (None, record.workflow) and params.state in (None, record.state)
-            yield (
-                status_view(record) if fits else None,
-                _cursor("list", params.order, record.created_at, record.workflow_id),
-            )
+            behind = _cursor("list", params.order, record.created_at, record.workflow_id)
+            yield status_view(record) if fits else None, behind
 
     return _page(views(), params.limit, _smaller_status)
 

@@ -6,6 +6,7 @@ Rules of this file:
 - Every attempt ends in exactly one outcome, reported once, or in none when it was cancelled from outside.
 - The error is judged here, where it is an object: retried or not, and when, is part of the outcome.
 - A timeout ends the attempt even if its code does not: the code is cancelled and left alone.
+- What ends the process (Ctrl-C, the event loop being torn down) is no outcome: the attempt runs again elsewhere.
 """
 
 from __future__ import annotations
@@ -13,30 +14,35 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import importlib
 import logging
 import math
-import multiprocessing
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from streamflow.config import Limits
-from streamflow.core.events import StepAttemptFailed, StepCompleted, StepFailed
+from streamflow.core.events import StepAttemptFailed, StepCompleted, StepFailed, instant
+from streamflow.errors import InvalidArguments, PayloadTooLarge
 from streamflow.metrics import STEPS_RUN
+from streamflow.worker.processes import Processes, run_in_process
 from streamflow.worker.threads import DaemonThreads
-from streamflow.workflow.code import StepCall, check_size, error_info
+from streamflow.workflow.code import StepCall, check_size, error_info, is_interrupt
 from streamflow.workflow.stepinfo import StepInfo, running
 
 log = logging.getLogger("streamflow.worker")
+
+TEARDOWN_SECONDS: Final = 1.0
+"""A step cancelled by nobody we know is reported this late: if its event loop is being torn down, it never is."""
+
+NEVER_RETRIED: Final = (InvalidArguments, PayloadTooLarge)
+"""Values that do not fit: they would not fit the next time."""
 
 _completed = STEPS_RUN.labels("completed")
 _failed = STEPS_RUN.labels("failed")
 _retried = STEPS_RUN.labels("retried")
 
-AttemptOutcome = StepCompleted | StepFailed | StepAttemptFailed
+AttemptOutcome: TypeAlias = StepCompleted | StepFailed | StepAttemptFailed
 
 
 class Now(Protocol):
@@ -46,9 +52,20 @@ class Now(Protocol):
 
 
 class Attempt:
-    """One attempt to run; `report` takes its outcome."""
+    """One attempt to run; `report` takes its outcome. `at_most_once` is what the history says, not today's code."""
 
-    __slots__ = ("args", "call", "cancelled", "info", "owner", "report", "scheduled_at", "task")
+    __slots__ = (
+        "args",
+        "at_most_once",
+        "begun",
+        "call",
+        "cancelled",
+        "info",
+        "key",
+        "report",
+        "scheduled_at",
+        "task",
+    )
 
     def __init__(
         self,
@@ -58,16 +75,28 @@ class Attempt:
         call: StepCall,
         args: bytes,
         scheduled_at: int,
+        at_most_once: bool,
         report: Callable[[StepInfo, AttemptOutcome], None],
     ) -> None:
-        self.owner = owner
         self.info = info
+        self.key = AttemptKey(owner, info.workflow_id, info.run, info.number)
         self.call = call
         self.args = args
         self.scheduled_at = scheduled_at
+        self.at_most_once = at_most_once
         self.report = report
         self.task: asyncio.Task[None] | None = None
+        self.begun = False
         self.cancelled = False
+
+
+class AttemptKey(NamedTuple):
+    """There is one attempt of a step at a time."""
+
+    owner: object
+    workflow_id: str
+    run: int
+    number: int
 
 
 class Executor:
@@ -76,52 +105,89 @@ class Executor:
     def __init__(self, clock: Now, *, max_parallel_steps: int, limits: Limits) -> None:
         self.clock = clock
         self.max_parallel_steps = max_parallel_steps
-        self.attempts: dict[tuple[object, str, int], Attempt] = {}
+        self.limits = limits
+        self.attempts: dict[AttemptKey, Attempt] = {}
         self.running: dict[asyncio.Task[Any], Attempt] = {}
-        self.waiting: deque[Attempt] = deque()
-        self.threads = DaemonThreads(min(limits.step_threads_max, max_parallel_steps))
-        self._processes: ProcessPoolExecutor | None = None
+        self.waiting: OrderedDict[AttemptKey, Attempt] = OrderedDict()
+        self.threads = DaemonThreads(
+            min(limits.step_threads_max, max_parallel_steps), stuck_max=limits.stuck_threads_max
+        )
+        self.processes = Processes(min(os.cpu_count() or 1, max_parallel_steps))
+        self._inner: dict[asyncio.Future[Any], Attempt] = {}
         self._abandoned: set[asyncio.Future[Any]] = set()
+        self._wanting_room: set[asyncio.Event] = set()
         self._loop = asyncio.get_running_loop()
+        # Attempts begin in the context of the worker, never in that of the attempt which happened to end before.
+        self._context = contextvars.copy_context()
+        self._closed = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many attempts wait that nobody should decide on more."""
+        return len(self.waiting) > self.limits.steps_waiting_max
+
+    def wake_when_room(self, event: asyncio.Event) -> None:
+        """Set the event once the executor is not full any more."""
+        self._wanting_room.add(event)
 
     def start(self, attempt: Attempt) -> None:
         """Run the attempt as soon as there is a free slot."""
-        key = (attempt.owner, attempt.info.workflow_id, attempt.info.number)
-        self.attempts[key] = attempt
+        if self._closed:
+            return
+        assert attempt.key not in self.attempts, attempt.key
+        self.attempts[attempt.key] = attempt
         if len(self.running) < self.max_parallel_steps:
             self._begin(attempt)
         else:
-            self.waiting.append(attempt)
+            self.waiting[attempt.key] = attempt
 
-    def cancel(self, owner: object, workflow_id: str, number: int) -> None:
+    def cancel(self, owner: object, workflow_id: str, run: int, number: int) -> None:
         """Nobody waits for the step any more: cancel its attempt; it reports nothing."""
-        attempt = self.attempts.pop((owner, workflow_id, number), None)
+        attempt = self.attempts.pop(AttemptKey(owner, workflow_id, run, number), None)
         if attempt is None:
             return
         attempt.cancelled = True
         attempt.info.cancel()
         if attempt.task is not None:
             attempt.task.cancel()
+            if not attempt.begun:
+                self._done(attempt)  # nothing of a task runs that is cancelled before its first step
+        else:
+            del self.waiting[attempt.key]
+            self._tell_room()
 
     def drop(self, owner: object) -> None:
         """The owner is gone: cancel all of its attempts."""
-        for key in [key for key in self.attempts if key[0] is owner]:
+        for key in [key for key in self.attempts if key.owner is owner]:
             self.cancel(*key)
 
     def close(self) -> None:
-        """Cancel everything and free threads and processes."""
+        """Cancel everything and free threads and processes. Idempotent."""
+        self._closed = True
         for key in list(self.attempts):
             self.cancel(*key)
+        for future in list(self._abandoned):
+            future.cancel()
         self.threads.close()
-        if self._processes is not None:
-            self._processes.shutdown(wait=False, cancel_futures=True)
+        self.processes.close()
+
+    def running_in(self, task: asyncio.Task[Any]) -> StepInfo | None:
+        """The step whose code runs in that task, if it is one's; asked by the watchdog from its own thread."""
+        attempt = self.running.get(task) or self._inner.get(task)
+        if attempt is not None:
+            return attempt.info
+        if hasattr(task, "get_context"):  # since Python 3.12: a task that the step itself made
+            found: StepInfo | None = task.get_context().get(running)
+            return found
+        return None
 
     def _begin(self, attempt: Attempt) -> None:
-        task = self._loop.create_task(self._run(attempt))
+        task = self._loop.create_task(self._run(attempt), context=self._context.copy())
         attempt.task = task
         self.running[task] = attempt
 
     async def _run(self, attempt: Attempt) -> None:
+        attempt.begun = True
         call, info = attempt.call, attempt.info
         started_at = self.clock.now_ms()
         running.set(info)
@@ -137,38 +203,56 @@ class Executor:
             check_size(result, what=f"the result of step {call.name}")
             outcome = StepCompleted(number=info.number, attempt=info.attempt, result=result, started_at=started_at)
             _completed.inc()
+        except GeneratorExit:
+            raise
         except asyncio.CancelledError as error:
             if attempt.cancelled:
                 return
             outcome = self._failure(attempt, error, started_at)
-        except GeneratorExit:
-            raise
+            if attempt.task is not None and attempt.task.cancelling():
+                self._loop.call_later(TEARDOWN_SECONDS, self._report, attempt, outcome)
+                return
         except BaseException as error:  # whatever a step raises is its outcome; SystemExit must not end the worker
+            if call.step.is_async and is_interrupt(error):
+                raise
             outcome = self._failure(attempt, error, started_at)
         finally:
             self._done(attempt)
-        if not attempt.cancelled:
-            attempt.report(info, outcome)
+        self._report(attempt, outcome)
+
+    def _report(self, attempt: Attempt, outcome: AttemptOutcome) -> None:
+        if not attempt.cancelled and not self._closed:
+            attempt.report(attempt.info, outcome)
 
     def _done(self, attempt: Attempt) -> None:
         if attempt.task is not None:
             self.running.pop(attempt.task, None)
-        key = (attempt.owner, attempt.info.workflow_id, attempt.info.number)
-        if self.attempts.get(key) is attempt:
-            del self.attempts[key]
-        while self.waiting and len(self.running) < self.max_parallel_steps:
-            waiting = self.waiting.popleft()
-            if not waiting.cancelled:
-                self._begin(waiting)
+        if self.attempts.get(attempt.key) is attempt:
+            del self.attempts[attempt.key]
+        while self.waiting and len(self.running) < self.max_parallel_steps and not self._loop.is_closed():
+            self._begin(self.waiting.popitem(last=False)[1])
+        self._tell_room()
+
+    def _tell_room(self) -> None:
+        if self._wanting_room and not self.is_full:
+            for event in self._wanting_room:
+                event.set()
+            self._wanting_room.clear()
 
     async def _bounded(self, attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run what may outlive its attempt: anything with a timeout, threads and processes."""
         step, timeout = attempt.call.step, attempt.call.timeout
         future: asyncio.Future[Any]
         if step.is_async:
-            future = asyncio.ensure_future(step.function(*args, **kwargs))
+            code: Callable[[], Awaitable[Any]] = functools.partial(step.function, *args, **kwargs)
+            future = self._loop.create_task(_contained(code))
+            self._inner[future] = attempt
+            future.add_done_callback(self._inner.pop)
         elif step.process:
-            future = self._in_process(attempt, args, kwargs)
+            info = attempt.info
+            identity = (info.workflow_id, info.run, info.step, info.number, info.attempt)
+            job = (run_in_process, step.__module__, step.__qualname__, identity, args, kwargs)
+            future = self._loop.create_task(_contained(functools.partial(self.processes.run, *job)))
         else:
             attempt.info.give_threads()
             context = contextvars.copy_context()
@@ -179,7 +263,10 @@ class Executor:
             self._abandon(attempt, future)
             raise
         if done:
-            return future.result()
+            value = future.result()
+            if type(value) is _Ended:
+                raise value.error
+            return value
         self._abandon(attempt, future)
         raise TimeoutError(f"attempt {attempt.info.attempt} of step {attempt.call.name} took longer than {timeout} s")
 
@@ -188,38 +275,28 @@ class Executor:
         attempt.info.cancel()
         self._abandoned.add(future)
         future.add_done_callback(self._forget)
-        future.cancel()
+        if isinstance(future, asyncio.Task):
+            future.cancel()
+        else:
+            self.threads.give_up(future)
 
     def _forget(self, future: asyncio.Future[Any]) -> None:
         self._abandoned.discard(future)
         if not future.cancelled():
             future.exception()  # retrieved, so that asyncio does not report it as lost
 
-    def _in_process(self, attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
-        if self._processes is None:
-            # spawn: a fork of a process with threads and RocksDB open may deadlock
-            self._processes = ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
-        step, info = attempt.call.step, attempt.info
-        identity = (info.workflow_id, info.run, info.step, info.number, info.attempt)
-        try:
-            future = self._processes.submit(run_in_process, step.__module__, step.__qualname__, identity, args, kwargs)
-        except BrokenProcessPool:
-            self._processes = None
-            return self._in_process(attempt, args, kwargs)
-        return asyncio.wrap_future(future)
-
     def _failure(self, attempt: Attempt, error: BaseException, started_at: int) -> StepFailed | StepAttemptFailed:
         """The outcome of a failed attempt: tried again, and when, or failed for good."""
-        if isinstance(error, BrokenProcessPool):
-            self._processes = None  # its process died; the next attempt gets a new pool
         call, info = attempt.call, attempt.info
         now = self.clock.now_ms()
         delay: float | None = None
-        if not call.step.at_most_once:
+        if not attempt.at_most_once and not isinstance(error, NEVER_RETRIED):
             try:
                 elapsed = (now - attempt.scheduled_at) / 1000
                 delay = call.retry.next_delay(error, info.attempt, elapsed, info.workflow_id, info.run, info.number)
-            except Exception as broken:  # Retry.when is the user's code: its error replaces the step's
+            except BaseException as broken:  # Retry.when is the user's code: its error replaces the step's
+                if is_interrupt(broken):
+                    raise
                 broken.__context__ = error
                 error = broken
         recorded = error_info(error)
@@ -231,19 +308,24 @@ class Executor:
             number=info.number,
             attempt=info.attempt,
             error=recorded,
-            retry_at=now + math.ceil(delay * 1000),
+            retry_at=instant(now + math.ceil(delay * 1000)),
             started_at=started_at,
         )
 
 
-def run_in_process(
-    module: str, qualname: str, identity: tuple[str, int, str, int, int], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Run the step's function in a pool process; found by name, since the decorated function cannot be pickled."""
-    found: Any = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    workflow_id, run, name, number, attempt = identity
-    running.set(StepInfo(workflow_id=workflow_id, run=run, step=name, number=number, attempt=attempt))
-    function = getattr(found, "function", found)
-    return function(*args, **kwargs)
+class _Ended:
+    """A task that raises SystemExit ends the event loop; so it returns it."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+async def _contained(code: Callable[[], Awaitable[Any]]) -> Any:
+    try:
+        return await code()
+    except (SystemExit, KeyboardInterrupt) as error:
+        if is_interrupt(error):
+            raise
+        return _Ended(error)

@@ -7,10 +7,12 @@ is idempotent. The order is that of the turns.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
 from streamflow.codec.avro import (
+    decode_timer,
     encode_command,
     encode_dead_letter,
     encode_reply,
@@ -25,12 +27,20 @@ from streamflow.core.effects import (
     Effect,
     Forward,
     PublishStatus,
+    Reply,
     SendReply,
     SetTimer,
     StatusRecord,
 )
-from streamflow.codec.avro import decode_timer
+from streamflow.errors import ErrorInfo
 from streamflow.log.base import COMMANDS, DEAD_LETTERS, REPLIES, STATUS, TIMERS, Outgoing
+
+REASON_CHARACTERS_MAX: Final = 2_000
+"""How much is said of why a command was refused."""
+LETTER_KEY_BYTES_MAX: Final = 1_000
+"""How much of a foreign record's key is kept."""
+LETTER_BYTES: Final = 2 * LETTER_KEY_BYTES_MAX + 4 * REASON_CHARACTERS_MAX + 500
+"""What a dead letter holds beside the value that it keeps, at most."""
 
 
 def outgoing(effects: Iterable[Effect], partition: int, workflow_id: str, partitions: int) -> list[Outgoing]:
@@ -48,17 +58,19 @@ def outgoing(effects: Iterable[Effect], partition: int, workflow_id: str, partit
             case SendReply(reply_to=reply_to, reply=reply):
                 # A sender that names a partition which does not exist reads none: there is nobody to tell.
                 if 0 <= reply_to < partitions:
-                    records.append(Outgoing(REPLIES, reply_to, reply.command_id.encode(), encode_reply(reply)))
+                    value = encode_reply(_brief(reply))
+                    records.append(Outgoing(REPLIES, reply_to, reply.command_id.encode(), value))
             case Forward(partition=target, command=command):
                 records.append(Outgoing(COMMANDS, target, command.workflow_id.encode(), encode_command(command)))
     return records
 
 
 def encode_fitting(status: StatusRecord) -> bytes:
-    """The status as a record; what makes it too large is left out, the result and the error last."""
+    """The status as a record; what makes it too large is left out, never the result or the error."""
+    bytes_max = RECORD_BYTES_MAX - len(status.workflow_id.encode())
     encoded = encode_status(status)
-    for field, empty in (("args", b"null"), ("progress", None), ("context", None)):
-        if len(encoded) <= RECORD_BYTES_MAX:
+    for field, empty in (("args", b"null"), ("progress", None), ("context", None), ("reason", None)):
+        if len(encoded) <= bytes_max:
             break
         status = msgspec.structs.replace(status, **{field: empty})
         encoded = encode_status(status)
@@ -66,8 +78,22 @@ def encode_fitting(status: StatusRecord) -> bytes:
 
 
 def dead_letter(letter: DeadLetter) -> Outgoing:
-    """The dead letter as a record."""
-    return Outgoing(DEAD_LETTERS, letter.partition, letter.key, encode_dead_letter(letter))
+    """The dead letter as a record; a value or a key that would not fit beside the rest is left out."""
+    key = letter.key[:LETTER_KEY_BYTES_MAX]
+    value = letter.value
+    if value is not None and len(value) > RECORD_BYTES_MAX - LETTER_BYTES:
+        value = None
+    letter = msgspec.structs.replace(letter, key=key, value=value, reason=letter.reason[:REASON_CHARACTERS_MAX])
+    return Outgoing(DEAD_LETTERS, letter.partition, key, encode_dead_letter(letter))
+
+
+def _brief(reply: Reply) -> Reply:
+    """The reply with an error of bounded size: its text may quote what a foreign sender wrote."""
+    error = reply.error
+    if error is None or len(error.message) <= REASON_CHARACTERS_MAX:
+        return reply
+    brief = ErrorInfo(type=error.type, message=error.message[:REASON_CHARACTERS_MAX] + "…")
+    return msgspec.structs.replace(reply, error=brief)
 
 
 def fire_at_of(value: bytes) -> int:
@@ -78,9 +104,7 @@ def fire_at_of(value: bytes) -> int:
 def fire_command(key: bytes, value: bytes, *, partition: int) -> Outgoing:
     """The command that fires the timer. Its id is the timer's key: however often it is sent, it is one command."""
     timer = decode_timer(value)
-    body = FireTimer(
-        kind=timer.kind, run=timer.run, number=timer.number, attempt=timer.attempt, fire_at=timer.fire_at
-    )
+    body = FireTimer(kind=timer.kind, run=timer.run, number=timer.number, attempt=timer.attempt, fire_at=timer.fire_at)
     command = Command(
         command_id=key.decode(), workflow_id=timer.workflow_id, sent_at=timer.fire_at, body=body, reply_to=None
     )

@@ -16,42 +16,39 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from enum import StrEnum
+from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 from msgspec import Struct
 
-from streamflow.codec.avro import decode_command, decode_history, encode_history
-from streamflow.codec.envelope import DecodeError
+from streamflow.codec.avro import decode_history, encode_history
 from streamflow.config import RECORD_BYTES_MAX, Limits
-from streamflow.core.commands import Command, Query
 from streamflow.core.effects import (
     CancelAttempt,
-    DeadLetter,
     Effect,
-    Forward,
     PublishStatus,
     RecordStart,
-    Reply,
-    SendReply,
     StartAttempt,
 )
 from streamflow.core.events import Claim, Event, RunBlocked, StepStarted, Turn
 from streamflow.core.machines.run import RunState
 from streamflow.core.partition import CodeFactory, Decided, DecidedTurn, Partition, effects_since
 from streamflow.core.reading import split
-from streamflow.errors import ErrorInfo, Fenced, RequestError, Unavailable
-from streamflow.ids import ID_BYTES_MAX, partition_of
-from streamflow.log.base import COMMANDS, HISTORY, Log, Outgoing, Record
-from streamflow.metrics import DEAD_LETTERS, RUNS_BLOCKED
-from streamflow.projections.queries import answer
+from streamflow.errors import Fenced, Unavailable
+from streamflow.ids import ID_BYTES_MAX
+from streamflow.log.base import COMMANDS, HISTORY, Log, Outgoing
+from streamflow.metrics import RUNS_BLOCKED
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
 from streamflow.worker.executor import Attempt, AttemptOutcome, Executor
-from streamflow.worker.outbox import dead_letter, outgoing
+from streamflow.worker.intake import Intake
+from streamflow.worker.outbox import outgoing
 from streamflow.worker.restore import READ_LIMIT, Restorer
 from streamflow.worker.state import Change, PartitionRow, PartitionState, change_of
 from streamflow.workflow.code import RunCode
@@ -113,7 +110,10 @@ class Processor:
         self.limits = limits
         self.status = ProcessorState.RESTORING
         self.core = Partition(self, code_of, term=0, consumed=0)
+        self.intake = Intake(log, partition, self.state, clock)
         self._loop = asyncio.get_running_loop()
+        # What is decided must not see the context of the step that happened to wake the processor.
+        self._context = contextvars.copy_context()
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._stop = asyncio.Event()
         self._room = asyncio.Event()
@@ -123,6 +123,8 @@ class Processor:
         self._batches: deque[Batch] = deque()
         self._turns_in_flight = 0
         self._publishes = 0
+        self._outgoing_in_flight = 0
+        self._staged = 0
         self._unacknowledged: dict[str, list[Turn]] = {}
         self._answers: list[Outgoing] = []
 
@@ -130,20 +132,13 @@ class Processor:
 
     async def run(self) -> None:
         """Restore, claim, and process until `stop` or a failure."""
+        stopping = self._loop.create_task(self._stop.wait(), name=f"stop-p{self.partition}")
         try:
-            await self._take_over()
+            if not await self._until(stopping, self._take_over(), name="restore"):
+                return
             self.status = ProcessorState.ACTIVE
-            self._recover()
-            consumer = self._loop.create_task(self._consume(), name=f"commands-p{self.partition}")
-            stopping = self._loop.create_task(self._stop.wait(), name=f"stop-p{self.partition}")
-            try:
-                await asyncio.wait((consumer, stopping, self._failed), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                await _end(consumer, stopping)
-            if self._failed.done():
-                self._failed.result()
-            if consumer.done() and not consumer.cancelled():
-                consumer.result()
+            if await self._until(stopping, self._recover_and_consume(), name="commands"):
+                raise Unavailable(f"partition {self.partition}: {self.log.app}.{COMMANDS} ended: the log was closed")
             await self._finish()
         finally:
             self.status = ProcessorState.STOPPED
@@ -151,6 +146,20 @@ class Processor:
             self.core.close()
             if self._failed.done():
                 self._failed.exception()
+            await _end(stopping)
+
+    async def _until(self, stopping: asyncio.Task[Any], work: Coroutine[Any, Any, None], *, name: str) -> bool:
+        """Do the work until it ends (True), the processor is to stop (False), or something fails."""
+        working = self._loop.create_task(work, name=f"{name}-p{self.partition}")
+        try:
+            await asyncio.wait((working, stopping, self._failed), return_when=asyncio.FIRST_COMPLETED)
+            if self._failed.done():
+                self._failed.result()
+            if working.done():
+                working.result()
+            return working.done()
+        finally:
+            await _end(working)
 
     def stop(self) -> None:
         """Ask the processor to finish what is under way and stop."""
@@ -171,10 +180,10 @@ class Processor:
             except Fenced:
                 continue  # another owner wrote meanwhile: read what it wrote, and try above its term
             self._next_offset = restorer.offset + 1
-            self.state.apply([], self._row(claim.term, 0, restorer.consumed), applied_offset=self._next_offset)
             self.core = Partition(self, self.code_of, term=claim.term, consumed=restorer.consumed)
             self.core.at = max(restorer.at, claim.at)
             self.core.seq = 0
+            self.state.apply([], self._row(claim.term, 0, restorer.consumed), applied_offset=self._next_offset)
             await self._publish_again()
             return
         raise Fenced(f"partition {self.partition}: {CLAIMS_MAX} claims of {self.owner} were lost to other owners")
@@ -195,7 +204,9 @@ class Processor:
             for record in records:
                 decoded = decode_history(record.value or b"")
                 if isinstance(decoded, Turn):
-                    first_turns.setdefault(decoded.workflow_id, decoded.turn)
+                    # The least: a record that does not count may come first, and an id may begin anew.
+                    first = min(first_turns.get(decoded.workflow_id, decoded.turn), decoded.turn)
+                    first_turns[decoded.workflow_id] = first
         pending: list[Outgoing] = []
         for count, (workflow_id, first) in enumerate(first_turns.items(), start=1):
             pending += self._derived(workflow_id, first)
@@ -214,11 +225,16 @@ class Processor:
             effects = [PublishStatus(None)]
         return outgoing(effects, self.partition, workflow_id, self.log.partitions)
 
-    def _recover(self) -> None:
-        """Look at the runs that have attempts to run again, or code that did not fit."""
-        for workflow_id in self.state.needing_attention():
-            self.core.recover(workflow_id)
-        self._wake()
+    async def _recover_and_consume(self) -> None:
+        """First the runs that have attempts to run again, or code that did not fit; only then what is new for them."""
+        found = self.state.needing_attention()
+        for start in range(0, len(found), self.limits.pass_inputs_max):
+            for workflow_id in found[start : start + self.limits.pass_inputs_max]:
+                self.core.recover(workflow_id)
+            self._staged = 1
+            self._wake()
+            await self._has_room()
+        await self._consume()
 
     async def _finish(self) -> None:
         """Graceful stop: what is decided becomes durable and visible; attempts under way are left to the next owner."""
@@ -236,7 +252,7 @@ class Processor:
             log_.warning("partition %d: stopped with appends still under way; they are read back later", self.partition)
 
     def _fail(self, error: BaseException) -> None:
-        if not self._failed.done():
+        if not self._failed.done() and self.status is not ProcessorState.STOPPED:
             self._failed.set_exception(error)
 
     # -- intake ------------------------------------------------------------------------------------------------------
@@ -245,77 +261,30 @@ class Processor:
         """Read commands and stage them, as long as there is room."""
         follow = self.log.follow(COMMANDS, self.partition, self.core.consumed, limit=self.limits.commands_read_max)
         async for records in follow:
-            for record in records:
-                self._stage(record)
+            found = self.intake.sort([record for record in records if record.offset >= self.core.next_command])
+            if found.elsewhere:
+                await self.log.publish(found.elsewhere)  # first: a turn may say that they are consumed
+            for offset, command in found.commands:
+                self.core.command(offset, command)
+            self.core.skip(records[-1].offset)
+            self._answers += found.answers
+            self._staged = len(records)
             self._wake()
-            while self._is_full():
-                self._room.clear()
-                await self._room.wait()
+            await self._has_room()
+
+    async def _has_room(self) -> None:
+        while self._is_full():
+            self._room.clear()
+            self.executor.wake_when_room(self._room)
+            await self._room.wait()
 
     def _is_full(self) -> bool:
         return (
-            self._turns_in_flight > self.limits.decided_turns_unacknowledged_max
-            or len(self.executor.waiting) > self.limits.steps_waiting_max
+            self._staged > 0
+            or self._turns_in_flight > self.limits.decided_turns_unacknowledged_max
+            or self._outgoing_in_flight > self.limits.outgoing_records_max
+            or self.executor.is_full
         )
-
-    def _stage(self, record: Record) -> None:
-        if record.offset < self.core.next_command:
-            return
-        try:
-            if len(record.value or b"") > RECORD_BYTES_MAX:
-                raise DecodeError(f"the command has {len(record.value or b''):,} bytes, at most {RECORD_BYTES_MAX:,} are taken")
-            command = decode_command(record.value or b"")
-            if not 1 <= len(command.workflow_id.encode()) <= ID_BYTES_MAX and not isinstance(command.body, Query):
-                raise DecodeError(f"workflow_id must have 1 to {ID_BYTES_MAX} bytes, found {len(command.workflow_id)}")
-        except DecodeError as error:
-            self._bury(record.offset, record.key, record.value, str(error))
-            self.core.skip(record.offset)
-            return
-        if isinstance(command.body, Query):
-            self._answers += self._answer(command, command.body)
-            self.core.skip(record.offset)
-            return
-        home = partition_of(command.workflow_id, self.log.partitions)
-        if home != self.partition:
-            effects: list[Effect] = [Forward(home, command)]
-            self._answers += outgoing(effects, self.partition, command.workflow_id, self.log.partitions)
-            self.core.skip(record.offset)
-            return
-        self.core.command(record.offset, command)
-
-    def _bury(self, offset: int, key: bytes, value: bytes | None, reason: str) -> None:
-        DEAD_LETTERS.inc()
-        log_.warning("partition %d, command at offset %d goes to the dead letters: %s", self.partition, offset, reason)
-        letter = DeadLetter(
-            topic=f"{self.log.app}.{COMMANDS}",
-            partition=self.partition,
-            offset=offset,
-            key=key,
-            value=None if value is not None and len(value) > RECORD_BYTES_MAX - TURN_OVERHEAD_BYTES else value,
-            reason=reason,
-            at=self.clock.now_ms(),
-        )
-        self._answers.append(dead_letter(letter))
-
-    def _answer(self, command: Command, query: Query) -> list[Outgoing]:
-        """Answer a query from the durable state."""
-        if command.reply_to is None:
-            return []
-        value: bytes | None = None
-        error: ErrorInfo | None = None
-        try:
-            value = answer(query, command.workflow_id, self.state)
-        except RequestError as refused:
-            error = ErrorInfo(type=type(refused).__name__, message=str(refused))
-        reply = Reply(
-            command_id=command.command_id,
-            workflow_id=command.workflow_id,
-            accepted=error is None,
-            error=error,
-            value=value,
-        )
-        effects: list[Effect] = [SendReply(command.reply_to, reply)]
-        return outgoing(effects, self.partition, command.workflow_id, self.log.partitions)
 
     def report(self, info: StepInfo, outcome: AttemptOutcome) -> None:
         """The executor's outcome of an attempt that this processor started."""
@@ -332,7 +301,7 @@ class Processor:
     def _wake(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._pass)
+            self._loop.call_soon(self._pass, context=self._context)
 
     def _pass(self) -> None:
         """Decide on everything that has arrived, and hand the turns to the log."""
@@ -342,18 +311,21 @@ class Processor:
         if self._turns_in_flight > self.limits.decided_turns_unacknowledged_max:
             return  # the acknowledgement wakes it
         try:
+            self._staged = 0
             decided = self.core.decide(self.clock.now_ms())
             self._hand_over(decided)
         except Exception as error:  # a broken invariant must not go on: drop everything, restore from the log
             log_.exception("partition %d: deciding failed", self.partition)
             self._fail(error)
+        except BaseException:  # Ctrl-C while code ran: what it has decided is half of a turn, and must never be written
+            self._fail(Unavailable(f"partition {self.partition}: interrupted"))
+            raise
+        if not self._is_full():
+            self._room.set()
 
     def _hand_over(self, decided: Decided) -> None:
         answers, self._answers = self._answers, []
-        for dead in decided.dead:
-            self._bury(dead.offset, dead.command.workflow_id.encode(), None, dead.reason)
-        answers += self._answers
-        self._answers = []
+        answers += map(self.intake.bury, decided.dead)
         for workflow_id, effect in decided.answers:
             answers += outgoing((effect,), self.partition, workflow_id, self.log.partitions)
             self._perform_local(workflow_id, (effect,))  # only attempts that run again: their turns are long durable
@@ -393,7 +365,7 @@ class Processor:
         self.core.seq += 1
         turn.seq = self.core.seq
         value = encode_history(turn)
-        if len(value) <= RECORD_BYTES_MAX:
+        if len(value) <= RECORD_BYTES_MAX - ID_BYTES_MAX:
             return [value]
         sizes = [_size(event) for event in turn.events]
         parts = split(turn, sizes, bytes_max=RECORD_BYTES_MAX - TURN_OVERHEAD_BYTES)
@@ -404,9 +376,9 @@ class Processor:
     # -- acknowledge -------------------------------------------------------------------------------------------------
 
     def _acknowledged(self, future: asyncio.Future[int]) -> None:
-        """An append is durable: apply it to the store, then perform its effects. Futures come in the order of appends."""
-        if future.cancelled() or future.exception() is not None:
-            self._fail(future.exception() or Unavailable(f"partition {self.partition}: the append was cancelled"))
+        """An append is durable: apply it to the store, then perform its effects. Futures come in order of appends."""
+        if (error := _error_of(future)) is not None:
+            self._fail(error)
             return
         if self._failed.done() or self.status is ProcessorState.STOPPED:
             return
@@ -415,12 +387,12 @@ class Processor:
         try:
             self.state.apply(batch.changes, batch.row, applied_offset=batch.end_offset)
             self._perform(batch)
-        except Exception as error:  # store or effects are broken: drop everything, restore from the log
+        except Exception as broken:  # store or effects are broken: drop everything, restore from the log
             log_.exception("partition %d: applying failed", self.partition)
-            self._fail(error)
+            self._fail(broken)
             return
         self._evict()
-        if self.core.has_work:
+        if self.core.has_work or self._answers:
             self._wake()
         if not self._is_full():
             self._room.set()
@@ -442,28 +414,26 @@ class Processor:
     def _perform_local(self, workflow_id: str, effects: Iterable[Effect]) -> None:
         for effect in effects:
             match effect:
-                case StartAttempt(number=number, attempt=attempt):
-                    self._start(workflow_id, number, attempt)
-                case CancelAttempt(number=number):
-                    self.executor.cancel(self, workflow_id, number)
-                case RecordStart(number=number, attempt=attempt):
-                    execution = self.core.live.get(workflow_id)
-                    if execution is not None:
-                        self.core.outcome(workflow_id, execution.run.run, StepStarted(number=number, attempt=attempt))
-                        self._wake()
+                case StartAttempt() | RecordStart() if self.status is ProcessorState.STOPPING:
+                    pass  # the next owner's: begun here it would only be cut off
+                case StartAttempt(run=run, number=number, attempt=attempt):
+                    self._start(workflow_id, run, number, attempt)
+                case CancelAttempt(run=run, number=number):
+                    self.executor.cancel(self, workflow_id, run, number)
+                case RecordStart(run=run, number=number, attempt=attempt):
+                    self.core.outcome(workflow_id, run, StepStarted(number=number, attempt=attempt))
+                    self._wake()
 
-    def _start(self, workflow_id: str, number: int, attempt: int) -> None:
+    def _start(self, workflow_id: str, run: int, number: int, attempt: int) -> None:
         """Run an attempt, unless a later turn has overtaken it: the step cancelled, the run closed."""
         execution = self.core.live.get(workflow_id)
-        if execution is None or not isinstance(execution.code, RunCode):
+        if execution is None or execution.run.run != run or not isinstance(execution.code, RunCode):
             return
         step = execution.run.step(number)
         call = execution.code.calls.get(number)
         if step is None or call is None or not step.accepts(attempt):
             return
-        info = StepInfo(
-            workflow_id=workflow_id, run=execution.run.run, step=step.name, number=number, attempt=attempt
-        )
+        info = StepInfo(workflow_id=workflow_id, run=run, step=step.name, number=number, attempt=attempt)
         self.executor.start(
             Attempt(
                 owner=self,
@@ -471,6 +441,7 @@ class Processor:
                 call=call,
                 args=step.args,
                 scheduled_at=step.scheduled_at,
+                at_most_once=step.at_most_once,
                 report=self.report,
             )
         )
@@ -478,15 +449,21 @@ class Processor:
     def _publish(self, records: list[Outgoing], published: int | None) -> None:
         if not records:
             return
-        self._publishes += 1
         upto = None if published is None else (self.partition, published)
-        self.log.publish(records, published=upto).add_done_callback(self._published)
+        future = self.log.publish(records, published=upto)
+        self._publishes += 1
+        self._outgoing_in_flight += len(records)
+        future.add_done_callback(partial(self._published, len(records)))
 
-    def _published(self, future: asyncio.Future[None]) -> None:
+    def _published(self, records: int, future: asyncio.Future[None]) -> None:
         self._publishes -= 1
-        if future.cancelled() or future.exception() is not None:
-            self._fail(future.exception() or Unavailable(f"partition {self.partition}: the publish was cancelled"))
-        elif not self._publishes:
+        self._outgoing_in_flight -= records
+        if (error := _error_of(future)) is not None:
+            self._fail(error)
+            return
+        if not self._is_full():
+            self._room.set()
+        if not self._publishes:
             self._idle.set()
 
     def _evict(self) -> None:
@@ -495,14 +472,18 @@ class Processor:
         excess = len(live) - self.limits.live_runs_max
         if excess <= 0:
             return
-        candidates = []
-        for looked, (workflow_id, execution) in enumerate(live.items()):
-            if looked >= excess + EVICT_LOOK_MAX or len(candidates) == excess:
-                break
-            if not execution.run.open_attempts and workflow_id not in self._unacknowledged:
-                candidates.append(workflow_id)
-        for workflow_id in candidates:
-            self.core.evict(workflow_id)
+        for workflow_id in list(islice(live, excess + EVICT_LOOK_MAX)):
+            if live[workflow_id].run.open_attempts or workflow_id in self._unacknowledged:
+                live[workflow_id] = live.pop(workflow_id)  # to the end, so that the next look begins behind it
+            else:
+                self.core.evict(workflow_id)
+                excess -= 1
+                if not excess:
+                    break
+
+
+def _error_of(future: asyncio.Future[Any]) -> BaseException | None:
+    return Unavailable("the log was closed with writes under way") if future.cancelled() else future.exception()
 
 
 def _size(event: Event) -> int:
@@ -514,3 +495,6 @@ async def _end(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # retrieved, so that asyncio does not report it as lost

@@ -67,6 +67,10 @@ def turns_prefix(workflow_id: str) -> bytes:
     return b"T" + len(raw).to_bytes(1, "big") + raw
 
 
+def _creation_key(created_at: int, raw: bytes) -> bytes:
+    return b"C" + created_at.to_bytes(8, "big") + raw
+
+
 def change_of(run: Run, turn: Turn, value: bytes) -> Change:
     """What the turn, just folded into `run`, changes in the store."""
     deleted = run.state is RunState.DELETED
@@ -99,45 +103,37 @@ class PartitionState:
 
     def apply(self, changes: Sequence[Change], row: PartitionRow, *, applied_offset: int) -> None:
         """Write the changes of consecutive turns in one batch."""
-        puts: dict[bytes, bytes] = {PARTITION_KEY: _encode(row)}
-        deletes: dict[bytes, None] = {}
+        # The last word on each key counts, None to delete it: a run may go and come back within one batch.
+        writes: dict[bytes, bytes | None] = {PARTITION_KEY: _encode(row)}
         for change in changes:
             raw = change.workflow_id.encode()
             if change.begins or change.summary is None:
-                self._forget_creation(raw, puts, deletes)
+                self._forget_creation(raw, writes)
             if change.summary is None:
-                self._delete_run(change.workflow_id, raw, puts, deletes)
+                self._delete_run(change.workflow_id, raw, writes)
                 continue
-            puts[turns_prefix(change.workflow_id) + change.turn.to_bytes(4, "big")] = change.value
-            puts[b"S" + raw] = change.summary
+            writes[turns_prefix(change.workflow_id) + change.turn.to_bytes(4, "big")] = change.value
+            writes[b"S" + raw] = change.summary
             if change.begins:
-                created = b"C" + change.created_at.to_bytes(8, "big") + raw
-                puts[created] = b""
-                deletes.pop(created, None)
-            attention = b"A" + raw
-            if change.attention:
-                puts[attention] = b""
-                deletes.pop(attention, None)
-            else:
-                puts.pop(attention, None)
-                deletes[attention] = None
-        self.store.write(puts, tuple(deletes), applied_offset=applied_offset)
+                writes[_creation_key(change.created_at, raw)] = b""
+            writes[b"A" + raw] = b"" if change.attention else None
+        puts = {key: value for key, value in writes.items() if value is not None}
+        deletes = tuple([key for key, value in writes.items() if value is None])
+        self.store.write(puts, deletes, applied_offset=applied_offset)
 
-    def _forget_creation(self, raw: bytes, puts: dict[bytes, bytes], deletes: dict[bytes, None]) -> None:
+    def _forget_creation(self, raw: bytes, writes: dict[bytes, bytes | None]) -> None:
         """A run that begins anew, or goes, leaves its old place in the order of creation."""
-        found = puts.get(b"S" + raw) or self.store.get(b"S" + raw)
+        key = b"S" + raw
+        found = writes[key] if key in writes else self.store.get(key)
         if found is not None:
-            created = b"C" + _decode_summary(found).status.created_at.to_bytes(8, "big") + raw
-            puts.pop(created, None)
-            deletes[created] = None
+            writes[_creation_key(_decode_summary(found).status.created_at, raw)] = None
 
-    def _delete_run(self, workflow_id: str, raw: bytes, puts: dict[bytes, bytes], deletes: dict[bytes, None]) -> None:
+    def _delete_run(self, workflow_id: str, raw: bytes, writes: dict[bytes, bytes | None]) -> None:
         prefix = turns_prefix(workflow_id)
-        gone = [key for key in puts if key.startswith(prefix) and len(key) == len(prefix) + 4]
-        gone += [key for key, _ in self.store.scan(prefix) if len(key) == len(prefix) + 4]
+        gone = [key for key in writes if key.startswith(prefix)]
+        gone += [key for key, _ in self.store.scan(prefix)]
         for key in (*gone, b"S" + raw, b"A" + raw):
-            puts.pop(key, None)
-            deletes[key] = None
+            writes[key] = None
 
     # -- reads: the `Source` of the queries --------------------------------------------------------------------------
 
@@ -163,11 +159,11 @@ class PartitionState:
     def _turns(self, workflow_id: str, first: int) -> list[Turn]:
         prefix = turns_prefix(workflow_id)
         rows = self.store.scan(prefix, start=prefix + first.to_bytes(4, "big"))
-        return [cast(Turn, decode_history(value)) for key, value in rows if len(key) == len(prefix) + 4]
+        return [cast("Turn", decode_history(value)) for _, value in rows]
 
     def runs(self, *, descending: bool, after: tuple[int, str] | None) -> Iterator[StatusRecord]:
         """All runs by (created_at, workflow_id), behind the position `after`."""
-        start = None if after is None else b"C" + after[0].to_bytes(8, "big") + after[1].encode()
+        start = None if after is None else _creation_key(max(after[0], 0), after[1].encode())
         for key, _ in self.store.scan(b"C", start=start, reverse=descending):
             if key == start:
                 continue

@@ -13,7 +13,6 @@ import os
 import socket
 import sys
 import uuid
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -35,6 +34,7 @@ from streamflow.worker.timers import TimerService
 from streamflow.worker.watchdog import Watchdog
 from streamflow.workflow.code import RunCode
 from streamflow.workflow.definitions import Registry
+from streamflow.workflow.guard import forbid_io
 
 if TYPE_CHECKING:
     from streamflow.store.slots import Slot
@@ -73,26 +73,42 @@ class Worker:
         self.partitions: dict[int, asyncio.Task[None]] = {}
         self.processors: dict[int, Processor] = {}
         self._state_root = _state_root(log, state_dir)
+        self.executor: Executor | None = None
+        self._watchdog: Watchdog | None = None
         self._slot: Slot | None = None
         self._membership: Membership | None = None
         self._assignments: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._leaving: set[int] = set()
         self._died: asyncio.Future[None] | None = None
-        self._switch_interval = 0.0
+        self._hurries = False
 
     async def start(self) -> None:
-        """Join the group and begin to own partitions. Raises `Unavailable` when the log or the state cannot be used."""
+        """Join the group and begin to own partitions; idempotent, but a stopped worker stays stopped.
+
+        Raises `Unavailable` when the log or the local state cannot be used; nothing is left over then.
+        """
+        if self._died is not None:
+            return
         loop = asyncio.get_running_loop()
         self._died = loop.create_future()
-        if self._state_root is not None:
-            from streamflow.store.slots import lease_slot
+        try:
+            if self._state_root is not None:
+                from streamflow.store.slots import lease_slot
 
-            self._slot = lease_slot(self._state_root)
-        self._switch_interval = sys.getswitchinterval()
-        sys.setswitchinterval(min(self._switch_interval, SWITCH_INTERVAL_SECONDS))
-        self.executor = Executor(self.clock, max_parallel_steps=self.max_parallel_steps, limits=self.limits)
-        self.watchdog = Watchdog(self.executor, blocked_seconds=self.limits.loop_blocked_seconds)
-        self.watchdog.start()
-        self._membership = await self.log.join(self.owner)
+                self._slot = lease_slot(self._state_root)
+            forbid_io()
+            self._hurries = True
+            _hurry(+1)
+            self.executor = Executor(self.clock, max_parallel_steps=self.max_parallel_steps, limits=self.limits)
+            self._watchdog = Watchdog(self.executor, blocked_seconds=self.limits.loop_blocked_seconds)
+            self._watchdog.start()
+            self._membership = await self.log.join(self.owner)
+        except BaseException:
+            self._free()
+            self._died.cancel()
+            self._died = None
+            raise
         self._assignments = loop.create_task(self._follow_assignments(self._membership), name="assignments")
         self._assignments.add_done_callback(self._ended)
 
@@ -103,35 +119,43 @@ class Worker:
 
     async def stop(self) -> None:
         """Finish what is durable, hand the partitions over at once, and free everything. Idempotent."""
-        if self._assignments is None:
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(), name="stop-worker")
+        await asyncio.shield(self._stopping)  # once begun it is done to the end, whoever waits for it
+
+    async def _stop(self) -> None:
+        try:
+            if self._assignments is not None:
+                self._assignments.cancel()
+                await asyncio.wait((self._assignments,))
+            await asyncio.gather(*(self._give_up(partition) for partition in list(self.partitions)))
+            if self._membership is not None:
+                await self._membership.leave()
+        finally:
             self._free()
-            return
-        self._assignments.cancel()
-        await asyncio.wait((self._assignments,))
-        self._assignments = None
-        await asyncio.gather(*(self._give_up(partition) for partition in list(self.partitions)))
-        if self._membership is not None:
-            await self._membership.leave()
-            self._membership = None
-        self._free()
-        if self._died is not None and not self._died.done():
-            self._died.set_result(None)
+            if self._died is not None and not self._died.done():
+                self._died.set_result(None)
 
     def _free(self) -> None:
-        if hasattr(self, "executor"):
+        if self.executor is not None:
             self.executor.close()
-            self.watchdog.stop()
-            sys.setswitchinterval(self._switch_interval)
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        if self._hurries:
+            self._hurries = False
+            _hurry(-1)
         if self._slot is not None:
             self._slot.close()
             self._slot = None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            self._die(task.exception())
+        if not task.cancelled():
+            self._die(
+                task.exception() or Unavailable(f"worker {self.owner} is in no group any more: the log was closed")
+            )
 
-    def _die(self, error: BaseException | None) -> None:
-        if self._died is not None and not self._died.done() and error is not None:
+    def _die(self, error: BaseException) -> None:
+        if self._died is not None and not self._died.done():
             self._died.set_exception(error)
             self._died.exception()  # whoever waits sees it; without a waiter it must not be reported as lost
 
@@ -145,13 +169,21 @@ class Worker:
 
     async def _give_up(self, partition: int) -> None:
         """Stop a partition gracefully and release it."""
-        task = self.partitions.pop(partition)
-        processor = self.processors.get(partition)
-        if processor is not None:
-            processor.stop()
-            await asyncio.wait((task,), timeout=self.limits.stop_seconds + 1)
-        task.cancel()
-        await asyncio.wait((task,))
+        task = self.partitions.get(partition)
+        if task is None:
+            return
+        self._leaving.add(partition)
+        try:
+            processor = self.processors.get(partition)
+            if processor is not None:
+                processor.stop()
+                await asyncio.wait((task,), timeout=self.limits.stop_seconds + 1)
+            task.cancel()
+            await asyncio.wait((task,))
+            # Forgotten only now: when this is cancelled, `stop` must still find the partition.
+            self.partitions.pop(partition, None)
+        finally:
+            self._leaving.discard(partition)
         if self._membership is not None:
             await self._membership.release(partition)
 
@@ -173,17 +205,18 @@ class Worker:
                 return
             except Exception as error:  # a broken invariant: said loudly, and begun again from the log
                 log_.exception("partition %d failed: %s; beginning again from the log", partition, error)
+            if partition in self._leaving:
+                return
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
 
     async def _process(self, partition: int) -> bool:
         """One life of the partition; True when it was stopped on purpose."""
+        assert self.executor is not None
         stores: list[Store] = []
         try:
-            store = await self._open_store(partition, HISTORY)
-            stores.append(store)
-            timer_store = await self._open_store(partition, TIMERS)
-            stores.append(timer_store)
+            store = await self._open_store(partition, HISTORY, stores)
+            timer_store = await self._open_store(partition, TIMERS, stores)
             processor = Processor(
                 partition=partition,
                 owner=self.owner,
@@ -221,20 +254,32 @@ class Worker:
                         task.exception()
         finally:
             self.processors.pop(partition, None)
-            for opened in stores:
-                opened.close()
+            await asyncio.shield(asyncio.gather(*(asyncio.to_thread(opened.close) for opened in stores)))
 
-    async def _open_store(self, partition: int, topic: str) -> Store:
+    async def _open_store(self, partition: int, topic: str, opened: list[Store]) -> Store:
+        """Open the local state, and note it in `opened` even when cancelled meanwhile: its directory is locked."""
         if self._slot is None:
             return MemoryStore()
         from streamflow.store.rocks import open_rocks
 
-        store = open_rocks(
-            self._slot.path / self.log.app / f"{topic}-{partition}",
-            identity=f"{self.log.identity}/{topic}/{partition}",
-            log_start=await self.log.start_offset(topic, partition),
-            log_end=await self.log.end_offset(topic, partition),
+        # In a thread: opening replays RocksDB's own log, some 30 ms in which the other partitions go on.
+        opening = asyncio.get_running_loop().create_task(
+            asyncio.to_thread(
+                open_rocks,
+                self._slot.path / self.log.app / f"{topic}-{partition}",
+                identity=f"{self.log.identity}/{topic}/{partition}",
+                log_start=await self.log.start_offset(topic, partition),
+                log_end=await self.log.end_offset(topic, partition),
+            )
         )
+        try:
+            store = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait((opening,))
+            if opening.exception() is None:
+                opened.append(opening.result())
+            raise
+        opened.append(store)
         if store.wiped is not None:
             log_.warning("partition %d: the local %s state was wiped and is rebuilt: %s", partition, topic, store.wiped)
         return store
@@ -242,6 +287,21 @@ class Worker:
     def _code_of(self, workflow: str) -> CodeFactory | None:
         definition = self.app.workflows.get(workflow)
         return None if definition is None else partial(_make_code, definition)
+
+
+_hurrying = 0
+_usual_interval = 0.0
+
+
+def _hurry(workers: int) -> None:
+    """Shorten the interpreter's switch interval while there are workers in this process."""
+    global _hurrying, _usual_interval  # noqa: PLW0603 - the interval is the interpreter's
+    if not _hurrying:
+        _usual_interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(_usual_interval, SWITCH_INTERVAL_SECONDS))
+    _hurrying += workers
+    if not _hurrying:
+        sys.setswitchinterval(_usual_interval)
 
 
 def _make_code(definition: object, execution: Execution, run: Run) -> RunCode:

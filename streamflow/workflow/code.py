@@ -8,15 +8,16 @@ are code, not data, so they come from replay and not from the log.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import random
+import threading
 import traceback
 import uuid
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, cast
+from datetime import UTC, datetime
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
 
 from streamflow.codec.payload import decode_value, encode_value
 from streamflow.config import PAYLOAD_BYTES_MAX, TRACEBACK_BYTES_MAX
@@ -25,21 +26,20 @@ from streamflow.core.events import (
     RunCompleted,
     RunFailed,
     SignalReceived,
-    SignalTaken,
     StepCompleted,
     StepFailed,
-    TimerFired,
 )
 from streamflow.core.machines.run import Run
 from streamflow.core.replay import Decisions, Diverged, Outcome
-from streamflow.core.retry import Retry
+from streamflow.core.retry import SECONDS_MAX, Retry
 from streamflow.errors import (
     ErrorInfo,
-    InvalidArguments,
     NonDeterminismError,
     NotInWorkflow,
     PayloadTooLarge,
     SignalError,
+)
+from streamflow.errors import (
     StepFailed as StepFailedError,
 )
 from streamflow.workflow.loop import LoopsForever, WorkflowLoop
@@ -47,7 +47,8 @@ from streamflow.workflow.loop import LoopsForever, WorkflowLoop
 if TYPE_CHECKING:
     from streamflow.workflow.definitions import Step, Workflow
 
-log = logging.getLogger("streamflow.workflow")
+MESSAGE_BYTES_MAX: Final = 16_384
+"""The beginning of an error's text that is kept with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +100,19 @@ class RunCode:
         self.at = 0
         self.replaying = False
         self.calls: dict[int, StepCall] = {}
-        self.plain_calls: dict[str, StepCall] = {}
+        self.plain_calls: dict[Step[..., Any], StepCall] = {}
         self.loop = RunLoop(self)
         self._waiting: dict[int, asyncio.Future[Any] | asyncio.TimerHandle] = {}
         self._timers: dict[int, int] = {}
         self._main: asyncio.Task[None] | None = None
-        self._chance: tuple[random.Random, random.Random] | None = None
+        self._chance: tuple[Random, Random] | None = None
 
     # -- Code: called by the core ------------------------------------------------------------------------------------
 
     def begin(self, args: bytes) -> None:
         """Make the main task; it runs at the next drain."""
-        self._main = self.loop.create_task(self._run(args), name=self.run.workflow_id)
+        # In a context of its own: what the worker's context holds just now would differ on replay.
+        self._main = self.loop.create_task(self._run(args), name=self.run.workflow_id, context=Context())
 
     def resolve(self, number: int, outcome: Outcome, signal: SignalReceived | None) -> bool:
         """Hand an outcome to whoever waits for it."""
@@ -142,8 +144,6 @@ class RunCode:
                 f"run {self.run.workflow_id} ({self.run.workflow}) {error}. The run is blocked and kept as it is: "
                 f"await something in the loop, or move the work into a step, and start a worker with the mended code"
             ) from None
-        except (SystemExit, KeyboardInterrupt) as error:
-            self.decisions.close_run(RunFailed(error=error_info(error)))
 
     def close(self) -> None:
         """Drop the coroutines where they stand."""
@@ -159,7 +159,7 @@ class RunCode:
         """A `call_later` of the code is a durable timer; instants are rounded up, so that none fires early."""
         callback = getattr(handle, "_callback", None)
         name = "sleep" if getattr(callback, "__name__", "") == "_set_result_unless_cancelled" else "timeout"
-        number = self.decisions.timer(name, math.ceil(round(handle.when() * 1000, 3)))
+        number = self.decisions.timer(name, math.ceil(round(min(handle.when(), SECONDS_MAX) * 1000, 3)))
         self._waiting[number] = handle
         self._timers[id(handle)] = number
 
@@ -173,6 +173,7 @@ class RunCode:
 
     async def call_step(self, call: StepCall, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Schedule the step and wait for its outcome."""
+        future = self.loop.create_future()  # first: it refuses code that unwinds while its run leaves memory
         step = call.step
         encoded = step.signature.encode_args(tuple(args), dict(kwargs))
         check_size(encoded, what=f"the arguments of step {call.name}")
@@ -190,7 +191,7 @@ class RunCode:
             check_args=call.check_args,
         )
         self.calls[number] = call
-        outcome = await self._outcome(number)
+        outcome = await self._outcome(number, future)
         if isinstance(outcome, StepCompleted):
             return step.signature.decode_result(outcome.result)
         assert isinstance(outcome, StepFailed), outcome
@@ -198,19 +199,19 @@ class RunCode:
 
     async def wait_signal(self, name: str, type_: Any) -> Any:
         """Wait for the next signal of that name and decode its value."""
-        received = await self._outcome(self.decisions.wait(name))
+        future = self.loop.create_future()
+        received = await self._outcome(self.decisions.wait(name), future)
         assert isinstance(received, SignalReceived), received
         if received.error is not None:
             raise SignalError(name, received.error)
         return decode_value(received.value if received.value is not None else b"null", type_)
 
-    async def _outcome(self, number: int) -> Any:
-        future = self.loop.create_future()
+    async def _outcome(self, number: int, future: asyncio.Future[Any]) -> Any:
         self._waiting[number] = future
         try:
             return await future
         except asyncio.CancelledError:
-            if self._waiting.pop(number, None) is not None:
+            if self._waiting.pop(number, None) is not None and not self.loop.is_closed():
                 self.calls.pop(number, None)
                 self.decisions.cancel(number)
             raise
@@ -219,13 +220,15 @@ class RunCode:
         """Report progress."""
         encoded = encode_value(value)
         check_size(encoded, what="progress")
+        if self.loop.is_closed():
+            return
         self.decisions.progress(encoded)
 
     def now(self) -> datetime:
         """The turn's instant."""
         return from_ms(self.at)
 
-    def random(self) -> random.Random:
+    def random(self) -> Random:
         """The run's own chance: the same on every replay."""
         return self._streams()[0]
 
@@ -233,10 +236,10 @@ class RunCode:
         """A UUID from a stream of its own, so that `random` and `uuid4` do not disturb each other."""
         return uuid.UUID(int=self._streams()[1].getrandbits(128), version=4)
 
-    def _streams(self) -> tuple[random.Random, random.Random]:
+    def _streams(self) -> tuple[Random, Random]:
         if self._chance is None:
             seed = f"{self.run.workflow_id}\0{self.run.run}"
-            self._chance = random.Random(f"{seed}\0random"), random.Random(f"{seed}\0uuid")  # noqa: S311 - replayable
+            self._chance = Random(f"{seed}\0random"), Random(f"{seed}\0uuid")
         return self._chance
 
     async def _run(self, args: bytes) -> None:
@@ -253,6 +256,8 @@ class RunCode:
         except (Diverged, LoopsForever, GeneratorExit):
             raise
         except BaseException as error:  # whatever the code raises is the run's outcome, SystemExit too
+            if is_interrupt(error):
+                raise
             event = RunFailed(error=error_info(error))
         self.decisions.close_run(event)
 
@@ -267,8 +272,6 @@ def current(what: str) -> RunCode:
 
 def check_size(payload: bytes, *, what: str) -> None:
     """Refuse a payload that would not fit a record."""
-    from streamflow.errors import PayloadTooLarge
-
     if len(payload) > PAYLOAD_BYTES_MAX:
         raise PayloadTooLarge(
             f"{what} has {len(payload):,} bytes of JSON, at most {PAYLOAD_BYTES_MAX:,} fit a record: "
@@ -283,7 +286,7 @@ def _step_error(step: Step[..., Any], name: str, outcome: StepFailed) -> BaseExc
         if qualified(declared) == info.type:
             try:
                 return declared(info.message)
-            except TypeError:  # its constructor wants something else: the message alone must do
+            except Exception:  # its constructor wants something else: the message alone must do
                 made = declared.__new__(declared)
                 made.args = (info.message,)
                 return made
@@ -297,18 +300,27 @@ def qualified(type_: type[BaseException]) -> str:
 
 def error_info(error: BaseException) -> ErrorInfo:
     """An exception as the log keeps it."""
-    text = "".join(traceback.format_exception(error))
+    text = _utf8("".join(traceback.format_exception(error)))
     if len(text) > TRACEBACK_BYTES_MAX:
-        text = "…" + text[-TRACEBACK_BYTES_MAX:]
+        text = b"\xe2\x80\xa6" + text[-TRACEBACK_BYTES_MAX:]  # its end: the frames that matter
     try:
         message = str(error)
     except Exception as broken:  # a user's __str__ may raise anything
         message = f"(its text could not be made: {type(broken).__name__})"
-    return ErrorInfo(type=qualified(type(error)), message=_utf8(message[:TRACEBACK_BYTES_MAX]), traceback=_utf8(text))
+    return ErrorInfo(
+        type=_utf8(qualified(type(error))).decode(),
+        message=_utf8(message)[:MESSAGE_BYTES_MAX].decode("utf-8", "ignore"),
+        traceback=text.decode("utf-8", "ignore"),
+    )
 
 
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+def is_interrupt(error: BaseException) -> bool:
+    """Whether this may be Ctrl-C: it belongs to whoever runs the process, and must never be recorded as a failure."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
 
 
 def to_ms(at: datetime) -> int:
@@ -318,4 +330,4 @@ def to_ms(at: datetime) -> int:
 
 def from_ms(at: int) -> datetime:
     """Milliseconds since the epoch as an aware datetime in UTC."""
-    return datetime.fromtimestamp(at / 1000, timezone.utc)
+    return datetime.fromtimestamp(at / 1000, UTC)

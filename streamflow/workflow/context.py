@@ -9,8 +9,9 @@ import uuid
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
+from streamflow.codec.payload import check_value_type
 from streamflow.core.retry import Duration
 from streamflow.errors import InvalidArguments
 from streamflow.ids import check_id
@@ -18,6 +19,9 @@ from streamflow.workflow.code import RunLoop, current, from_ms
 from streamflow.workflow.definitions import check_duration, check_instant
 
 T = TypeVar("T")
+
+WAIT_SECONDS_MIN: Final = 0.001
+"""The shortest wait for a signal: long enough to take one that came before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,12 @@ async def wait_signal(name: str, type: Any = Any, timeout: Duration | None = Non
     """
     code = current("sf.wait_signal")
     check_id(name, what="signal name")
+    check_value_type(type)
     if timeout is None:
         return await code.wait_signal(name, type)
-    async with asyncio.timeout(check_duration(timeout, what="timeout of sf.wait_signal")):
+    limit = check_duration(timeout, what="timeout of sf.wait_signal")
+    # A timeout of 0 is over before the engine could hand out even a signal that is there already.
+    async with asyncio.timeout(max(limit, WAIT_SECONDS_MIN)):
         return await code.wait_signal(name, type)
 
 
@@ -95,9 +102,9 @@ class WorkflowLogger(_Adapter):
     """A logger for workflow code: silent while replaying, and each record carries the run's id as `workflow_id`."""
 
     def isEnabledFor(self, level: int) -> bool:
-        """Whether a record of that level is logged now: not while replaying."""
+        """Whether a record of that level is logged now: not while replaying, nor while the run leaves memory."""
         loop = asyncio._get_running_loop()
-        if isinstance(loop, RunLoop) and loop.code.replaying:
+        if isinstance(loop, RunLoop) and loop.replaying:
             return False
         return super().isEnabledFor(level)
 

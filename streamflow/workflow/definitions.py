@@ -24,6 +24,9 @@ from streamflow.workflow.code import RunLoop, StepCall
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Calls are typed Coroutine[None, None, R]: with Any in it, mypy finds several overloads of asyncio.gather that fit
+# equally, and makes the result Any.
+
 _get_running_loop = asyncio._get_running_loop
 
 
@@ -87,6 +90,25 @@ def check_duration(value: Duration, *, what: str) -> float:
         raise InvalidArguments(str(error)) from None
 
 
+def check_timeout(value: Duration, *, what: str) -> float:
+    """The duration in seconds, or `ValueError` naming `what` also when it is 0, in which nothing can be done."""
+    found = seconds(value, what=what)
+    if not found:
+        raise ValueError(f"{what} must be more than 0 seconds, found {value!r}")
+    return found
+
+
+def _call_timeout(value: Duration, *, what: str) -> float:
+    try:
+        return check_timeout(value, what=what)
+    except ValueError as error:
+        raise InvalidArguments(str(error)) from None
+
+
+def _name_of(function: object) -> str:
+    return str(getattr(function, "__name__", ""))
+
+
 class Step(Generic[P, R]):
     """A durable step. Call it inside a workflow to schedule it, anywhere else to run it."""
 
@@ -103,16 +125,24 @@ class Step(Generic[P, R]):
         at_most_once: bool,
     ) -> None:
         self.function = function
-        self.name = check_name(name or getattr(function, "__name__", ""), what="step name")
+        self.name = check_name(name if name is not None else _name_of(function), what="step name")
         self.signature = Signature(function)
         self.retry = None if retry is None else check_retry(retry)
-        self.timeout = None if timeout is None else seconds(timeout, what=f"timeout of step {self.name}")
+        self.timeout = None if timeout is None else check_timeout(timeout, what=f"timeout of step {self.name}")
         self.queue = None if queue is None else check_name(queue, what="queue")
         self.is_async = inspect.iscoroutinefunction(function)
         if process and self.is_async:
             raise ValueError(f"step {self.name} is an async def: process=True runs a plain def in a process")
+        if process and "<" in getattr(function, "__qualname__", "<"):
+            raise ValueError(
+                f"step {self.name} is a lambda or defined inside a function ({_name_of(function)}): a process finds a "
+                f"step by its name in its module; define it at the top of one"
+            )
         self.process = process
         self.raises = raises if isinstance(raises, tuple) else (raises,)
+        for declared in self.raises:
+            if not isinstance(declared, type) or not issubclass(declared, BaseException):
+                raise ValueError(f"raises of step {self.name} must be exception classes, found {declared!r}")
         self.at_most_once = at_most_once
         self.__name__ = self.name
         self.__doc__ = function.__doc__
@@ -120,7 +150,7 @@ class Step(Generic[P, R]):
         self.__module__ = getattr(function, "__module__", __name__)
         self.__qualname__ = getattr(function, "__qualname__", self.name)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, R]:
         loop = _get_running_loop()
         if isinstance(loop, RunLoop):
             return loop.code.call_step(self._call(loop, NO_OPTIONS), args, kwargs)
@@ -136,21 +166,21 @@ class Step(Generic[P, R]):
         at: datetime | None = None,
         queue: str | None = None,
         check_args: bool | None = None,
-    ) -> Callable[P, Coroutine[Any, Any, R]]:
+    ) -> Callable[P, Coroutine[None, None, R]]:
         """The same step with one call changed; `delay` or `at` (not both) set when it starts."""
         if delay is not None and at is not None:
             raise InvalidArguments(f"step {self.name}: delay and at exclude each other, found both; give one")
         options = CallOptions(
             name=None if name is None else check_name(name, what="step name"),
             retry=None if retry is None else check_retry(retry),
-            timeout=None if timeout is None else check_duration(timeout, what=f"timeout of step {self.name}"),
+            timeout=None if timeout is None else _call_timeout(timeout, what=f"timeout of step {self.name}"),
             delay=None if delay is None else check_duration(delay, what=f"delay of step {self.name}"),
             at=None if at is None else check_instant(at, what=f"at of step {self.name}"),
             queue=None if queue is None else check_name(queue, what="queue"),
             check_args=check_args,
         )
 
-        def call(*args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        def call(*args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, R]:
             loop = _get_running_loop()
             if isinstance(loop, RunLoop):
                 return loop.code.call_step(self._call(loop, options), args, kwargs)
@@ -159,15 +189,16 @@ class Step(Generic[P, R]):
         return call
 
     async def _outside(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        result: Any = self.function(*args, **kwargs)
-        return await result if self.is_async else result
+        called: Any = self.function(*args, **kwargs)
+        result: R = await called if self.is_async else called
+        return result
 
     def _call(self, loop: RunLoop, options: CallOptions) -> StepCall:
         block = _defaults.get()
         if options is NO_OPTIONS and block is NO_OPTIONS:
-            plain = loop.code.plain_calls.get(self.name)
+            plain = loop.code.plain_calls.get(self)
             if plain is None:
-                plain = loop.code.plain_calls[self.name] = self._resolve(loop, options, block)
+                plain = loop.code.plain_calls[self] = self._resolve(loop, options, block)
             return plain
         return self._resolve(loop, options, block)
 
@@ -205,13 +236,17 @@ class Workflow(Generic[P, R]):
         if not inspect.iscoroutinefunction(function):
             raise ValueError(f"a workflow must be an async def, found {function!r}: write `async def`")
         self.function = function
-        self.name = check_name(name or function.__name__, what="workflow name")
+        self.name = check_name(name if name is not None else _name_of(function), what="workflow name")
         self.signature = Signature(function)
         self.retry = None if retry is None else check_retry(retry)
         self.app_retry = DEFAULT_RETRY
-        self.timeout = None if timeout is None else seconds(timeout, what=f"timeout of workflow {self.name}")
-        if max_parallel_steps is not None and (not isinstance(max_parallel_steps, int) or max_parallel_steps < 1):
-            raise ValueError(f"max_parallel_steps of workflow {self.name} must be an int of at least 1, found {max_parallel_steps!r}")
+        self.timeout = None if timeout is None else check_timeout(timeout, what=f"timeout of workflow {self.name}")
+        if max_parallel_steps is not None and (
+            isinstance(max_parallel_steps, bool) or not isinstance(max_parallel_steps, int) or max_parallel_steps < 1
+        ):
+            raise ValueError(
+                f"max_parallel_steps of workflow {self.name} must be an int of at least 1, found {max_parallel_steps!r}"
+            )
         self.max_parallel_steps = max_parallel_steps
         self.retention = None if retention is None else seconds(retention, what=f"retention of workflow {self.name}")
         self.__name__ = self.name
@@ -220,7 +255,7 @@ class Workflow(Generic[P, R]):
         self.__module__ = function.__module__
         self.__qualname__ = function.__qualname__
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, R]:
         if isinstance(_get_running_loop(), RunLoop):
             raise StreamflowError(
                 f"workflow {self.name} was called inside a workflow: child runs are not part of this version; "
@@ -342,7 +377,11 @@ class Registry:
         return decorate if function is None else decorate(function)
 
     def include(self, other: Registry) -> None:
-        """Add the steps and workflows of another registry; a name that both have is a `ValueError`."""
+        """Add the steps and workflows of another registry; a name that both have is a `ValueError`, and none is added."""
+        for step in other.steps.values():
+            _check_new(self.steps, step.name, step, what="step")
+        for workflow in other.workflows.values():
+            _check_new(self.workflows, workflow.name, workflow, what="workflow")
         for step in other.steps.values():
             _add(self.steps, step.name, step, what="step")
         for workflow in other.workflows.values():
@@ -374,9 +413,13 @@ T = TypeVar("T")
 
 
 def _add(known: dict[str, T], name: str, made: T, *, what: str) -> None:
+    _check_new(known, name, made, what=what)
+    known[name] = made
+
+
+def _check_new(known: dict[str, T], name: str, made: T, *, what: str) -> None:
     if name in known:
         raise ValueError(
             f"{what} {name!r} is registered twice: {known[name]!r} in {known[name].__module__}, and now in "
             f"{made.__module__}; give one of them another name, as in @app.{what}(name=…)"
         )
-    known[name] = made

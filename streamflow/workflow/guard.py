@@ -21,6 +21,7 @@ How an injected exception is kept from surfacing behind its drain
 from __future__ import annotations
 
 import _thread
+import contextlib
 import functools
 import math
 import os
@@ -141,9 +142,15 @@ class Watch:
 
     def _take_back(self) -> None:
         with self._lock:
-            if self._fired:
-                _set_async_exception(self._thread_id, None)
+            fired = self._fired
             self._fired = self.injected = False
+        if fired:
+            # Setting NULL would withdraw it, but up to Python 3.12 leaves the interpreter looking for it ever after: a
+            # slow path for all code, and an endless loop for traced code. So have one delivered, here.
+            with contextlib.suppress(LoopsForever):
+                _set_async_exception(self._thread_id, LoopsForever)
+                while True:
+                    pass
 
 
 _watches: Final[dict[int, Watch]] = {}
@@ -191,12 +198,11 @@ def _place(frame: FrameType | None) -> str:
     return f"last seen in {frame.f_code.co_qualname}, {frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def _set_async_exception(thread_id: int, exception: type[BaseException] | None) -> None:
+def _set_async_exception(thread_id: int, exception: type[BaseException]) -> None:
     import ctypes  # here, because loading it takes longer than everything else in this module
 
-    # Through PyDLL, so the interpreter lock is held. A bare None becomes NULL, which withdraws what is pending.
-    target = None if exception is None else ctypes.py_object(exception)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), target)
+    # Through PyDLL, so the interpreter lock is held. It replaces one that is still pending.
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(exception))
 
 
 class _Watchdog:

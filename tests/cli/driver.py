@@ -19,7 +19,7 @@ DEADLINE_SECONDS = 30.0
 
 SHOP = """
 import asyncio
-import threading
+import sys
 import time
 
 import streamflow as sf
@@ -39,11 +39,18 @@ async def refuse(why: str) -> None:
 
 @app.step
 async def hold() -> None:
+    print("holding the event loop", file=sys.stderr, flush=True)
+    time.sleep(60)
+
+
+@app.step
+def linger() -> None:
+    print("lingering in a thread", file=sys.stderr, flush=True)
     time.sleep(60)
 
 
 @app.workflow
-async def fulfil(order: str, amount: int = 5) -> dict[str, str]:
+async def fulfil(order: str, amount: int = 5) -> dict[str, object]:
     sf.progress({"done": 1, "total": 2})
     payment = await charge(order, amount)
     note = await sf.wait_signal("approved")
@@ -69,6 +76,11 @@ async def patient(seconds: float) -> str:
 @app.workflow
 async def stuck() -> None:
     await hold()
+
+
+@app.workflow
+async def slow() -> None:
+    await linger()
 """
 
 

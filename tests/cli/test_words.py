@@ -60,6 +60,8 @@ def test_relative_times() -> None:
             f"step charge (attempt 2 at {ms(NOW + timedelta(seconds=4))})",
             "step charge (attempt 2 at 12:00:04, in 4.0 s)",
         ),
+        ("sleep until 2026-03-01T11:01:30.000Z", "sleep until 12:01:30 (in 1 min 30 s)"),
+        ("step x (attempt 2 at 2026-03-01T11:00:04.000Z)", "step x (attempt 2 at 12:00:04, in 4.0 s)"),
         ("step charge (attempt 2)", "step charge (attempt 2)"),
         ("signal until 5", "signal until 5"),
         ("and 5 more", "and 5 more"),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 import time
@@ -37,7 +38,7 @@ async def member(log: Log, owner: str) -> None:
                 say("failed", type(error).__name__)
         elif verb == "block":
             say("blocking")
-            time.sleep(float(argument))  # tidy: a user's blocking call on the event loop is the subject
+            time.sleep(float(argument))  # noqa: ASYNC251  # tidy: a user's blocking call on the loop is the subject
             say("blocked")
         elif verb == "leave":
             await membership.leave()
@@ -57,11 +58,15 @@ async def appender(log: Log, owner: str) -> None:
     while True:
         for partition in range(log.partitions):
             future = log.append(partition, ends[partition], [(owner.encode(), b"%d" % ends[partition])])
-            future.add_done_callback(lambda done, partition=partition: say("acked", partition, done.result()))
+            future.add_done_callback(functools.partial(acked, partition))
             under_way.add(future)
             ends[partition] += 1
         if len(under_way) >= 100:
             _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+
+
+def acked(partition: int, done: asyncio.Future[int]) -> None:
+    say("acked", partition, done.result())
 
 
 async def follower(log: Log, topic: str) -> None:

@@ -16,7 +16,9 @@ def test_nobody_gets_nothing() -> None:
 
 
 @given(st.integers(1, 12), _names, _holders)
-def test_shares_are_even_complete_and_keep_what_is_held(partitions: int, members: set[str], holders: dict[int, str]) -> None:
+def test_shares_are_even_complete_and_keep_what_is_held(
+    partitions: int, members: set[str], holders: dict[int, str]
+) -> None:
     plan = assign(partitions, members, holders)
     assert sorted(plan) == list(range(partitions))
     shares = [list(plan.values()).count(name) for name in members]

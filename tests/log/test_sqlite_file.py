@@ -18,7 +18,9 @@ from tests.log.support import Child, Place, on_loop, sqlite_url
 
 async def refusal(path: Path) -> StreamflowError:
     """The error with which opening `path` fails, having changed no byte in its directory."""
-    before = {each: each.read_bytes() for each in path.parent.iterdir() if each.is_file()} if path.parent.is_dir() else {}
+    before = (
+        {each: each.read_bytes() for each in path.parent.iterdir() if each.is_file()} if path.parent.is_dir() else {}
+    )
     place = Place(sqlite_url(path))
     with pytest.raises(StreamflowError) as caught:
         await place.open()
@@ -156,7 +158,7 @@ def read_only_file(path: Path) -> None:
 @on_loop
 async def test_places_that_may_not_be_written(protect: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory() as directory:  # not tmp_path: nobody else may enter that
-        Path(directory).chmod(0o755)
+        os.chmod(directory, 0o755)
         path = Path(directory) / "sub" / "log.db"
         path.parent.mkdir()
         await make_log(path)

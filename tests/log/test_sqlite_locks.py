@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from streamflow.errors import InvalidArguments
 from streamflow.log import sqlite_locks
 from streamflow.log.sqlite_locks import MemberFiles
+from tests.log.support import ROOT
 
 
 @pytest.fixture
@@ -59,7 +61,9 @@ def test_a_name_is_taken_while_its_process_lives(
 ) -> None:
     monkeypatch.setattr(sqlite_locks, "LOCK_PAUSE_SECONDS", 0.0)
     again = MemberFiles("sqlite:///x.db", tmp_path / "x.db.workers" / "shop", "one")
-    with pytest.raises(InvalidArguments, match="sqlite:///x.db: a worker named 'one' is running already: give this one"):
+    with pytest.raises(
+        InvalidArguments, match=r"sqlite:///x\.db: a worker named 'one' is running already: give this one"
+    ):
         again.enter()
     again.leave()
     members[0].leave()
@@ -81,24 +85,24 @@ def test_a_removed_file_is_made_again_at_the_next_renewal(
 
 
 def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
-    # The parent dies (here: a child that forks once more), its own child lives on and must not hold the lock.
-    directory = tmp_path / "workers"
-    alive_in, alive_out = os.pipe()
-    parent = os.fork()
-    if parent == 0:
-        MemberFiles("x", directory, "parent").enter()
-        if os.fork() == 0:
-            os.write(alive_out, b"!")
-            os.close(alive_out)
-            os.read(os.open(tmp_path / "end", os.O_RDONLY), 1)
-        os._exit(0)
-    os.close(alive_out)
-    os.mkfifo(tmp_path / "end") if not (tmp_path / "end").exists() else None
-    assert os.read(alive_in, 1) == b"!"
-    os.waitpid(parent, 0)
-    looker = MemberFiles("x", directory, "looker")
-    looker.enter()
-    assert looker.alive() == {"looker"}
-    looker.leave()
-    os.close(os.open(tmp_path / "end", os.O_WRONLY | os.O_NONBLOCK)) if False else None
-    os.close(alive_in)
+    # A worker dies while a step process that it forked lives on, until the end of its stdin.
+    code = f"""
+import os, sys
+from pathlib import Path
+from streamflow.log.sqlite_locks import MemberFiles
+MemberFiles("x", Path({str(tmp_path / "workers")!r}), "parent").enter()
+if os.fork():
+    os._exit(0)
+print("forked", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"forked\n"
+        parent.wait()
+        looker = MemberFiles("x", tmp_path / "workers", "looker")
+        looker.enter()
+        assert looker.alive() == {"looker"}
+        looker.leave()

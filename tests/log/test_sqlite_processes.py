@@ -23,7 +23,7 @@ async def test_a_commit_wakes_followers_in_other_processes(tmp_path: Path) -> No
         await child.says("following 0")
         for number in range(100):
             await log.publish([Outgoing(COMMANDS, 0, b"k", b"%d" % time.monotonic_ns())])
-            await eventually(lambda number=number: len(child.lines) == number + 2)
+            await child.line(number + 1)
     finally:
         await child.kill()
         await place.close()

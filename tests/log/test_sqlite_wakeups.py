@@ -29,6 +29,12 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     shutil.rmtree(path)
 
 
+def sockets_of(temporary: Path) -> Path:
+    """The directory of the one file's sockets."""
+    (found,) = temporary.glob("streamflow-*/*")
+    return found
+
+
 @pytest.fixture
 def pair(temporary: Path) -> Iterator[tuple[Wakeups, Wakeups]]:
     identity = uuid.uuid4().hex
@@ -77,7 +83,7 @@ def test_what_dead_processes_leave_is_removed(pair: tuple[Wakeups, Wakeups], tem
     bound = dead.listen()
     assert isinstance(bound, socket.socket)
     bound.close()  # as the kernel does
-    directory = next(temporary.glob("streamflow-*/*"))
+    directory = sockets_of(temporary)
     assert len(list(directory.iterdir())) == 2
     ringer.ring(["1"])
     assert list(directory.iterdir()) == []
@@ -143,8 +149,8 @@ async def test_sockets_that_a_cleaner_removed_come_back(
     place = Place(sqlite_url(tmp_path / "log.db"))
     log, other = await place.open(), await place.open()
     follower = asyncio.create_task(take(other.follow(COMMANDS, 0, 0), 2))
-    directory = next(temporary.glob("streamflow-*/*"))
-    await eventually(lambda: len(list(directory.iterdir())) == 2)
+    await eventually(lambda: len(list(temporary.glob("*/*/*"))) == 2)
+    directory = sockets_of(temporary)
     for each in directory.iterdir():
         each.unlink()
     await log.publish([Outgoing(COMMANDS, 0, b"k", b"found by the poll")])

@@ -56,7 +56,7 @@ NOT_APPLICABLE: dict[str, str] = {
         "wants a pending task to die with its last reference; the loop holds it, so that the collector decides nothing"
     ),
     r"test_tasks\.CoroutineGatherTests\.test_issue46672": "replaces a method of BaseEventLoop, which is not our base",
-    r"test_timeouts\.\w+\.test_nested_timeouts_(concurrent|loop_busy)": "blocks the loop with time.sleep: NotInWorkflow",
+    r"test_timeouts\.\w+\.test_nested_timeouts_(concurrent|loop_busy)": "block the loop in time.sleep: NotInWorkflow",
     r"test_(tasks|futures)\.\w*Py(Task|Future)\w*\.\w+": (
         "asyncio written in Python, as a fallback; the same tests run on the C classes, which are what the loop makes"
     ),
@@ -101,8 +101,8 @@ def test_no_reason_is_stale() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _as_in_a_worker() -> Iterator[None]:
-    """With the guard on; and some tests collect garbage a hundred times; they need not look at everything that pytest holds."""
-    guard.forbid_io()  # or else it would hang on the order of the tests whether it is on
+    guard.forbid_io()  # always, for it cannot be taken back: else the order of the tests would decide
+    # Some tests collect garbage a hundred times; they need not look at everything that pytest holds.
     gc.collect()
     gc.freeze()
     yield

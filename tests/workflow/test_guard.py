@@ -176,6 +176,27 @@ async def _call(function: Callable[[], object]) -> None:
 
 
 @pytest.mark.usefixtures("quick_limit")
+def test_nothing_is_left_in_the_interpreter(loop: WorkflowLoop) -> None:
+    """An exception that is withdrawn, not delivered, makes traced code hang on Python 3.11 and 3.12."""
+    task = loop.create_task(_call(spin))
+    with pytest.raises(LoopsForever):
+        loop.drain()
+    task.exception()
+    calls: list[str] = []
+
+    def tracer(_frame: object, event: str, _arg: object) -> None:
+        calls.append(event)
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        guard.inside()
+    finally:
+        sys.settrace(before)
+    assert calls
+
+
+@pytest.mark.usefixtures("quick_limit")
 def test_an_endless_finally_does_not_hold_up_the_eviction(loop: WorkflowLoop) -> None:
     async def main() -> None:
         try:

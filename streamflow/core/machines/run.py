@@ -1,12 +1,4 @@
-"""A run: one execution of a workflow under one workflow id.
-
-    (none) ──RunCreated──▶ SCHEDULED ──RunStarted──▶ RUNNING ◀──RunUnblocked── BLOCKED
-                               │                        │ └────RunBlocked────────▲ │
-                               └────────────────────────┴──────────────────────────┘
-                                      RunCompleted, RunFailed, RunCancelled, RunTerminated
-                                                        ▼
-                           COMPLETED, FAILED, CANCELLED, TERMINATED ──RunCreated──▶ SCHEDULED (the next run)
-                                                        └──────────RunDeleted──▶ DELETED
+"""A run: one execution of a workflow under one workflow id. How an event changes it; state.py has its states and table.
 
 The run routes each event to its own table or to the machine of the decision (step, timer, wait) that the event names,
 and returns the effects. It holds all that the partition must know of an open run except the code's own memory.
@@ -14,13 +6,12 @@ and returns the effects. It holds all that the partition must know of an open ru
 
 from __future__ import annotations
 
-from enum import StrEnum
-from collections.abc import Callable
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Final, Never, TypeAlias, TypeVar
 
-from msgspec import Struct, field
+from msgspec import Struct
 
-from streamflow.core.effects import DropTimer, Effect, SetTimer, StatusRecord, TimerRecord
+from streamflow.core.effects import DropTimer, Effect, SetTimer
 from streamflow.core.events import (
     CancelRequested,
     Event,
@@ -50,174 +41,44 @@ from streamflow.core.events import (
     TimerSet,
     Turn,
 )
-from streamflow.core.machines import IllegalTransition, next_state, signal, step, timer
-from streamflow.errors import ErrorInfo
+from streamflow.core.machines import signal, step, timer
+from streamflow.core.machines.state import CLOSED, TRANSITIONS, WAITING_ON_MAX, Decision, RunRecord, RunState
+from streamflow.core.machines.table import IllegalTransition, next_state
 
-
-class RunState(StrEnum):
-    """Where a run stands; the values are those of `RunStatus.state`."""
-
-    NONE = "none"
-    SCHEDULED = "scheduled"
-    RUNNING = "running"
-    BLOCKED = "blocked"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    TERMINATED = "terminated"
-    DELETED = "deleted"
-
-
-_S = RunState
-CLOSED: Final = frozenset({_S.COMPLETED, _S.FAILED, _S.CANCELLED, _S.TERMINATED})
-TRANSITIONS: Final = {
-    (_S.NONE, RunCreated): _S.SCHEDULED,
-    (_S.SCHEDULED, RunStarted): _S.RUNNING,
-    (_S.SCHEDULED, RunFailed): _S.FAILED,
-    (_S.SCHEDULED, RunCancelled): _S.CANCELLED,
-    (_S.SCHEDULED, RunTerminated): _S.TERMINATED,
-    (_S.RUNNING, RunBlocked): _S.BLOCKED,
-    (_S.RUNNING, RunCompleted): _S.COMPLETED,
-    (_S.RUNNING, RunFailed): _S.FAILED,
-    (_S.RUNNING, RunCancelled): _S.CANCELLED,
-    (_S.RUNNING, RunTerminated): _S.TERMINATED,
-    (_S.RUNNING, CancelRequested): _S.RUNNING,
-    (_S.RUNNING, ProgressSet): _S.RUNNING,
-    (_S.BLOCKED, RunUnblocked): _S.RUNNING,
-    (_S.BLOCKED, RunFailed): _S.FAILED,
-    (_S.BLOCKED, RunTerminated): _S.TERMINATED,
-    (_S.BLOCKED, CancelRequested): _S.BLOCKED,
-    (_S.DELETED, RunCreated): _S.SCHEDULED,
-    **{(closed, RunCreated): _S.SCHEDULED for closed in sorted(CLOSED)},
-    **{(closed, RunDeleted): _S.DELETED for closed in sorted(CLOSED)},
-}
-
-WAITING_ON_MAX: Final = 10
-"""Entries of `waiting_on`: enough to see what a run is at; a fan-out of thousands must not fill its status."""
+__all__ = ["CLOSED", "TRANSITIONS", "WAITING_ON_MAX", "Run", "RunState", "identity"]
 
 StepEvent: TypeAlias = step.StepEvent
 TimerEvent: TypeAlias = TimerFired | TimerCancelled
 WaitEvent: TypeAlias = SignalTaken | SignalWaitCancelled
-Decision: TypeAlias = step.Step | timer.Timer | signal.Wait
 D = TypeVar("D", step.Step, timer.Timer, signal.Wait)
 
 
-class Run(Struct):
-    """The state of one run, as the fold of its turns. `turn` is the number of its last one."""
-
-    workflow_id: str
-    state: RunState = RunState.NONE
-    workflow: str = ""
-    run: int = 0
-    turn: int = 0
-    first_turn: int = 0
-    args: bytes = b"[]"
-    context: bytes | None = None
-    result: bytes | None = None
-    error: ErrorInfo | None = None
-    reason: str | None = None
-    progress: bytes | None = None
-    cancel_requested: bool = False
-    created_at: int = 0
-    started_at: int | None = None
-    closed_at: int | None = None
-    start_timer_at: int | None = None
-    deadline_at: int | None = None
-    decided: int = 0
-    occurrences: dict[str, list[int]] = {}
-    decisions: dict[int, Decision] = {}
-    open_attempts: int = 0
-    mailbox: signal.Mailbox = field(default_factory=signal.Mailbox)
-    commands: set[str] = set()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether its code has ended, for whatever reason."""
-        return self.state in CLOSED or self.state is RunState.DELETED
+class Run(RunRecord):
+    """The state of one run, as the fold of its turns."""
 
     def apply(self, event: Event, at: int) -> list[Effect]:
-        """Change by one event of the instant `at`; the effects are for the owner to perform once the turn is durable."""
-        return APPLY[type(event)](self, event, at)
+        """Change by one event of the instant `at`; the effects are for the owner, once the turn is durable."""
+        handler: Callable[[Run, Event, int], list[Effect]] = APPLY[type(event)]  # type: ignore[assignment]  # its own kind
+        return handler(self, event, at)
 
     def fold(self, turn: Turn) -> list[Effect]:
-        """Apply a whole turn, as a restore does."""
+        """Apply a whole turn, as a restore does.
+
+        The first turn of a run may begin with the end of the run before it, which whoever reads from here does not
+        know: that part is skipped. The commands of a run's first turn are all that count from there on.
+        """
         effects: list[Effect] = []
-        for event in turn.events:
+        self.turn = turn.turn - 1
+        events = turn.events
+        if self.state is RunState.NONE and type(events[0]) is not RunCreated:
+            events = events[[type(event) for event in events].index(RunCreated) :]
+        for event in events:
             effects += self.apply(event, turn.at)
-        self.commands.update(command.command_id for command in turn.commands)
         self.turn = turn.turn
+        if self.first_turn == self.turn:
+            self.commands = {}
+        self.commands.update((command.command_id, None) for command in turn.commands)
         return effects
-
-    def step(self, number: int) -> step.Step | None:
-        """The step of that number, if it is one and still open."""
-        found = self.decisions.get(number)
-        return found if isinstance(found, step.Step) else None
-
-    def timer_pending(self, kind: str, number: int, attempt: int) -> bool:
-        """Whether exactly that timer is pending."""
-        match kind:
-            case "start":
-                return self.state is RunState.SCHEDULED and self.start_timer_at is not None
-            case "deadline":
-                return not self.is_closed and self.deadline_at is not None
-            case "sleep":
-                return isinstance(self.decisions.get(number), timer.Timer)
-            case _:
-                waiting = self.step(number)
-                return waiting is not None and waiting.awaits_timer(attempt)
-
-    def timer_due_at(self, kind: str, number: int) -> int:
-        """When that pending timer is due."""
-        match kind:
-            case "start":
-                due_at = self.start_timer_at
-            case "deadline":
-                due_at = self.deadline_at
-            case _:
-                decision = self.decisions[number]
-                due_at = decision.fire_at if isinstance(decision, timer.Timer) else getattr(decision, "due_at", None)
-        assert due_at is not None, (kind, number)
-        return due_at
-
-    def waiting_on(self) -> list[str]:
-        """What the run waits for, in words, oldest first, at most `WAITING_ON_MAX` entries."""
-        if self.state is RunState.SCHEDULED and self.start_timer_at is not None:
-            return [f"start until {self.start_timer_at}"]
-        if self.is_closed:
-            return []
-        shown: list[str] = []
-        for decision in self.decisions.values():
-            if len(shown) == WAITING_ON_MAX:
-                shown.append(f"and {len(self.decisions) - WAITING_ON_MAX} more")
-                break
-            shown.append(decision.waits_for())
-        return shown
-
-    def status(self) -> StatusRecord:
-        """The run as `<app>.status` shows it."""
-        return StatusRecord(
-            workflow_id=self.workflow_id,
-            workflow=self.workflow,
-            run=self.run,
-            turn=self.turn,
-            state=self.state.value,
-            args=self.args,
-            result=self.result,
-            error=self.error,
-            progress=self.progress,
-            waiting_on=self.waiting_on(),
-            context=self.context,
-            created_at=self.created_at,
-            started_at=self.started_at,
-            closed_at=self.closed_at,
-            reason=self.reason,
-        )
-
-    def own_timer(self, kind: str, fire_at: int) -> TimerRecord:
-        """The run's start or deadline timer, as the timers topic holds it."""
-        return TimerRecord(
-            workflow_id=self.workflow_id, kind=kind, run=self.run, number=0, attempt=0, fire_at=fire_at
-        )
 
 
 def _created(run: Run, event: RunCreated, at: int) -> list[Effect]:
@@ -378,7 +239,7 @@ def _decision(run: Run, event: StepEvent | TimerEvent | WaitEvent, kind: type[D]
     return found
 
 
-APPLY: Final = {
+APPLY: Final[Mapping[type[Struct], Callable[[Run, Never, int], list[Effect]]]] = {
     RunCreated: _created,
     RunStarted: _started,
     RunCompleted: _closed,

@@ -10,6 +10,7 @@ the one that waited first cannot change it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -17,7 +18,7 @@ from msgspec import Struct
 
 from streamflow.core.effects import Effect
 from streamflow.core.events import SignalAwaited, SignalReceived, SignalTaken, SignalWaitCancelled
-from streamflow.core.machines import IllegalTransition, next_state
+from streamflow.core.machines.table import IllegalTransition, next_state
 
 
 class WaitState(StrEnum):
@@ -28,7 +29,7 @@ class WaitState(StrEnum):
     CANCELLED = "cancelled"
 
 
-TRANSITIONS: Final = {
+TRANSITIONS: Final[Mapping[tuple[WaitState, type[Struct]], WaitState]] = {
     (WaitState.WAITING, SignalTaken): WaitState.TAKEN,
     (WaitState.WAITING, SignalWaitCancelled): WaitState.CANCELLED,
 }

@@ -15,6 +15,7 @@ once has its start recorded first, and a new owner that finds it STARTED fails i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -30,7 +31,7 @@ from streamflow.core.events import (
     StepScheduled,
     StepStarted,
 )
-from streamflow.core.machines import IllegalTransition, next_state
+from streamflow.core.machines.table import IllegalTransition, next_state
 
 
 class StepState(StrEnum):
@@ -46,7 +47,7 @@ class StepState(StrEnum):
 
 
 _S = StepState
-TRANSITIONS: Final = {
+TRANSITIONS: Final[Mapping[tuple[StepState, type[Struct]], StepState]] = {
     (_S.DELAYED, StepDue): _S.OPEN,
     (_S.DELAYED, StepCancelled): _S.CANCELLED,
     (_S.OPEN, StepStarted): _S.STARTED,
@@ -109,7 +110,7 @@ class Step(Struct):
     def abandon(self, workflow_id: str, run: int) -> list[Effect]:
         """What is left to do when nobody waits for the step any more."""
         if self.has_attempt:
-            return [CancelAttempt(self.number)]
+            return [CancelAttempt(run, self.number)]
         return [DropTimer(self.timer(workflow_id, run))]
 
     def waits_for(self) -> str:
@@ -118,11 +119,11 @@ class Step(Struct):
             return f"step {self.name}" if self.attempt == 1 else f"step {self.name} (attempt {self.attempt})"
         return f"step {self.name} (attempt {self.attempt} at {self.due_at})"
 
-    def begin(self) -> list[Effect]:
+    def begin(self, run: int) -> list[Effect]:
         """Run the attempt that is open; at most once means that its start is recorded first."""
         if self.at_most_once and self.state is StepState.OPEN:
-            return [RecordStart(self.number, self.attempt)]
-        return [StartAttempt(self.number, self.attempt)]
+            return [RecordStart(run, self.number, self.attempt)]
+        return [StartAttempt(run, self.number, self.attempt)]
 
 
 def create(event: StepScheduled, workflow_id: str, run: int, at: int) -> tuple[Step, list[Effect]]:
@@ -137,7 +138,7 @@ def create(event: StepScheduled, workflow_id: str, run: int, at: int) -> tuple[S
         at_most_once=event.at_most_once,
     )
     if event.start_at is None:
-        return step, step.begin()
+        return step, step.begin(run)
     step.state = StepState.DELAYED
     step.due_at = event.start_at
     return step, [SetTimer(step.timer(workflow_id, run))]
@@ -152,7 +153,7 @@ def evolve(step: Step, event: StepEvent, workflow_id: str, run: int) -> list[Eff
     if after is StepState.OPEN or after is StepState.STARTED:
         dropped: list[Effect] = [DropTimer(step.timer(workflow_id, run))] if before in _WAITS_FOR_TIMER else []
         step.state = after
-        return dropped + step.begin()
+        return dropped + step.begin(run)
     if isinstance(event, StepAttemptFailed):
         step.state = after
         step.attempt += 1

@@ -1,11 +1,12 @@
 """A timer of a run: a durable sleep, or the limit of a timeout.
 
-    PENDING ──TimerFired──▶ FIRED
-       └────TimerCancelled─▶ CANCELLED
+PENDING ──TimerFired──▶ FIRED
+   └────TimerCancelled─▶ CANCELLED
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -13,7 +14,7 @@ from msgspec import Struct
 
 from streamflow.core.effects import DropTimer, Effect, SetTimer, TimerRecord
 from streamflow.core.events import TimerCancelled, TimerFired, TimerSet
-from streamflow.core.machines import next_state
+from streamflow.core.machines.table import next_state
 
 
 class TimerState(StrEnum):
@@ -24,7 +25,7 @@ class TimerState(StrEnum):
     CANCELLED = "cancelled"
 
 
-TRANSITIONS: Final = {
+TRANSITIONS: Final[Mapping[tuple[TimerState, type[Struct]], TimerState]] = {
     (TimerState.PENDING, TimerFired): TimerState.FIRED,
     (TimerState.PENDING, TimerCancelled): TimerState.CANCELLED,
 }
