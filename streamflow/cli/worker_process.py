@@ -188,6 +188,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 if __name__ == "__main__":
+    # The whole command line, for child processes: a module that cProfile can run, and no installed script is needed.
     from streamflow.cli.main import cli
 
     cli()

@@ -135,7 +135,7 @@ class Statuses:
 
     async def listen(self, partition: int) -> None:
         """Follow the partition's statuses from here on, if that is not done yet."""
-        while partition not in self._following:
+        while self._failed is not None or partition not in self._following:
             if self._failed is not None:
                 raise Unavailable(self._failed)
             if (other := self._opening.get(partition)) is not None:

@@ -19,7 +19,7 @@ restored. Nothing here performs an effect.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -338,8 +338,7 @@ class Partition:
         fresh.inputs = execution.inputs[:inputs]
         for event in execution.inputs[inputs:]:
             fresh.take(event)
-        if fresh.run.state is RunState.RUNNING:
-            fresh.emit(_blocked(execution.diverged))
+        fresh.emit(_blocked(execution.diverged))
         self.live[workflow_id] = fresh
         return fresh
 
@@ -407,6 +406,8 @@ class Partition:
             case SignalWorkflow(name=name, value=value, error=error):
                 signal = run.mailbox.received
                 execution.take(SignalReceived(signal=signal, name=name, value=value, error=error))
+            case _:
+                assert_never(body)
         return b"null"
 
     def _start(self, execution: Execution, body: StartWorkflow) -> Rejected | bytes:

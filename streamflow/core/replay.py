@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, assert_never
 
 from streamflow.core.effects import CancelAttempt, DropTimer, Effect, RecordStart, SetTimer, StartAttempt
 from streamflow.core.events import (
@@ -276,6 +276,8 @@ class Execution:
                 self.emit(TimerCancelled(number=number))
             case signal.Wait():
                 self.emit(SignalWaitCancelled(number=number))
+            case _:
+                assert_never(decision)
 
     def progress(self, value: bytes) -> None:
         """Report progress; what the history holds is not reported again."""

@@ -26,7 +26,7 @@ from streamflow.core.events import StepAttemptFailed, StepCompleted, StepFailed,
 from streamflow.errors import InvalidArguments, PayloadTooLarge
 from streamflow.metrics import STEPS_RUN
 from streamflow.worker.processes import Processes, run_in_process
-from streamflow.worker.threads import DaemonThreads
+from streamflow.worker.threads import DaemonThreads, Ended
 from streamflow.workflow.code import StepCall, check_size, error_info, is_interrupt
 from streamflow.workflow.stepinfo import StepInfo, running
 
@@ -252,7 +252,7 @@ class Executor:
             info = attempt.info
             identity = (info.workflow_id, info.run, info.step, info.number, info.attempt)
             job = (run_in_process, step.__module__, step.__qualname__, identity, args, kwargs)
-            future = self._loop.create_task(_contained(functools.partial(self.processes.run, *job)))
+            future = self._loop.create_task(self.processes.run(*job))
         else:
             attempt.info.give_threads()
             context = contextvars.copy_context()
@@ -264,7 +264,7 @@ class Executor:
             raise
         if done:
             value = future.result()
-            if type(value) is _Ended:
+            if type(value) is Ended:
                 raise value.error
             return value
         self._abandon(attempt, future)
@@ -313,19 +313,10 @@ class Executor:
         )
 
 
-class _Ended:
-    """A task that raises SystemExit ends the event loop; so it returns it."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
 async def _contained(code: Callable[[], Awaitable[Any]]) -> Any:
     try:
         return await code()
     except (SystemExit, KeyboardInterrupt) as error:
         if is_interrupt(error):
             raise
-        return _Ended(error)
+        return Ended(error)

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from streamflow.worker.threads import portable
+from streamflow.worker.threads import Ended, portable
 from streamflow.workflow.code import qualified
 from streamflow.workflow.stepinfo import StepInfo, running
 
@@ -35,7 +35,7 @@ class Processes:
         self._idle: list[ProcessPoolExecutor] = []
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run the function in a process; a cancelled call kills it."""
+        """Run the function in a process; a cancelled call kills it. What would end the event loop comes as `Ended`."""
         async with self._slots:
             pool, future = self._submit(function, *args)
             try:
@@ -52,6 +52,9 @@ class Processes:
             except Unpicklable as error:
                 self._idle.append(pool)
                 raise error.rebuilt() from error
+            except (SystemExit, KeyboardInterrupt) as error:
+                self._idle.append(pool)
+                return Ended(error)
             except BaseException:
                 self._idle.append(pool)
                 raise

@@ -123,3 +123,12 @@ def portable(error: BaseException) -> BaseException:
     wrapped = RuntimeError(f"the step raised {type(error).__name__}: {error}")
     wrapped.__cause__ = error
     return wrapped
+
+
+class Ended:
+    """A task that raises SystemExit or KeyboardInterrupt ends the event loop; so it returns it in this."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error

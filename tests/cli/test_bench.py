@@ -13,12 +13,12 @@ from click.testing import CliRunner
 
 from streamflow.cli.bench import NAMES, _medians, _notes, _quantity, _show, bench
 from streamflow.cli.bench_machine import describe, sqlite_commit_ms
-from streamflow.cli.bench_stand import WrongResult, check, in_flight, quantile
-from streamflow.cli.bench_workloads import WORKLOADS, Figure
+from streamflow.cli.bench_stand import Figures, WrongResult, check, in_flight, quantile
+from streamflow.cli.bench_workloads import WORKLOADS, Figure, Workload
 from streamflow.cli.output import Output
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "streamflow.cli.main", "bench"]
+COMMAND = [sys.executable, "-m", "streamflow.cli.worker_process", "bench"]
 
 
 def run_bench(*options: str) -> subprocess.CompletedProcess[str]:
@@ -31,7 +31,8 @@ def test_each_workload_gives_its_figures(name: str, tmp_path: Path) -> None:
     ran = run_bench("--only", name, "--scale", "0.02", "--runs", "1", "--json", "--dir", str(tmp_path))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = json.loads(ran.stdout)
-    assert set(found) == {"machine", "settings", "workloads", "notes"}
+    assert set(found) == {"machine", "settings", "workloads", "notes", "failures"}
+    assert found["failures"] == []
     assert found["machine"]["sqlite_commit_p50_ms"] > 0
     assert list(found["workloads"]) == [name]
     measured = found["workloads"][name]
@@ -54,6 +55,24 @@ def test_a_log_of_ones_own_and_a_profile(tmp_path: Path) -> None:
     assert "W1 latency" in ran.stderr
     assert sorted(each.name for each in (tmp_path / "p").iterdir()) == ["W1-1.prof", "W1-2.prof"]
     assert (tmp_path / "mine.db").exists()
+
+
+def test_a_workload_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(workload: Workload, *rest: object) -> Figures:
+        if workload.name == "W2":
+            raise WrongResult("run 3: expected 1, found 2")
+        return dict.fromkeys((figure.key for figure in workload.figures), 1.0) | {
+            "client_cpu_share": 0.1,
+            "worker_cpu_share": 0.9,
+        }
+
+    monkeypatch.setattr("streamflow.cli.bench._measure", measure)
+    ran = CliRunner().invoke(bench, ["--only", "W1,W2,W3", "--runs", "1", "--json"])
+    assert ran.exit_code == 1
+    found = json.loads(ran.stdout)
+    assert list(found["workloads"]) == ["W1", "W3"]
+    assert found["failures"] == ["W2, repetition 1: run 3: expected 1, found 2"]
+    assert "FAILED: W2" in ran.stderr
 
 
 def test_an_unknown_workload_is_refused() -> None:

@@ -25,7 +25,7 @@ from streamflow.cli.worker_process import WorkerDied, Workers, run
 from streamflow.log.open import open_log
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "streamflow.cli.main", "demo"]
+COMMAND = [sys.executable, "-m", "streamflow.cli.worker_process", "demo"]
 
 
 def is_alive(pid: int) -> bool:
@@ -126,27 +126,27 @@ def spoil(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_workers_too(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = subprocess.Popen(
+    workers: list[int] = []
+    said = []
+    with subprocess.Popen(
         [*COMMAND, "--orders", "5000"],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    assert process.stdout is not None
-    workers: list[int] = []
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        workers += map(int, re.findall(r"worker (\d+) started", line))
-        if "orders: " in line and len(workers) == 2:
-            assert all(map(is_alive, workers))
-            process.send_signal(number)
-    assert process.wait(timeout=30) == code, "".join(said)
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            workers += map(int, re.findall(r"worker (\d+) started", line))
+            if " owns " in line:
+                assert all(map(is_alive, workers))
+                process.send_signal(number)
+    assert process.returncode == code, "".join(said)
     assert len(workers) == 2, "".join(said)
     assert not any(map(is_alive, workers))
-    assert list(tmp_path.iterdir()) == []
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith("streamflow-demo")] == []
 
 
 # ------------------------------------------------------------------------------------------------------- words and ends
@@ -202,7 +202,7 @@ def test_a_worker_that_dies_is_reported_with_its_last_words(tmp_path: Path) -> N
         workers.start("no.such.module:app", "sqlite:///x.db", tmp_path / "worker.log")
         await workers.watch()
 
-    with Workers() as workers, pytest.raises(WorkerDied, match=r"ended with exit code 2; it wrote:[^$]*no\.such"):
+    with Workers() as workers, pytest.raises(WorkerDied, match=r"ended with exit code 2; it wrote:[^$]*no module 'no'"):
         run(main(workers))
 
 

@@ -27,7 +27,7 @@ def failing_reads(log: Log, topic: str, errors: Sequence[Exception]) -> list[Exc
         async for batch in follow(topic_, partition, offset, limit=limit):
             yield batch
 
-    log.follow = flaky  # type: ignore[method-assign]
+    log.follow = flaky  # type: ignore[method-assign,assignment]
     return left
 
 
@@ -66,11 +66,16 @@ def test_damage_is_told_to_whoever_waits(topic: str):
     async def main() -> None:
         log = await open_log("memory://", app="shop")
         failing_reads(log, topic, [CorruptLog("bad page")])
+        owner = Owner(log)
+        serving = [asyncio.create_task(owner.serve(partition)) for partition in range(log.partitions)]
         async with Client(log) as client:
             with pytest.raises(Unavailable, match="cannot be read: bad page; connect again"):
-                await client.handle("a").result(10)
+                await (await client.start("fulfil", id="a")).result(10)
             with pytest.raises(Unavailable, match="bad page"):
                 await client.start("fulfil")
+        for task in serving:
+            task.cancel()
+        await asyncio.wait(serving)
         await log.close()
 
     asyncio.run(main())

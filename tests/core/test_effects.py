@@ -37,5 +37,7 @@ def test_two_timers_share_a_key_only_if_they_are_one(one, other):
 
 
 def test_statuses_do_not_share_their_lists():
-    fields = {"workflow_id": "w", "workflow": "work", "run": 1, "turn": 1, "state": "running", "args": b"[]"}
-    assert StatusRecord(**fields).waiting_on is not StatusRecord(**fields).waiting_on
+    one, other = (
+        StatusRecord(workflow_id=id, workflow="work", run=1, turn=1, state="running", args=b"[]") for id in "ab"
+    )
+    assert one.waiting_on is not other.waiting_on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_a_turn_can_be_given_its_place_when_it_is_handed_over():
 @pytest.mark.parametrize(("given", "kept"), [(-5, 0), (0, 0), (1_000, 1_000), (10**33, INSTANT_MS_MAX)])
 def test_an_instant_stays_where_every_reader_can_show_it(given, kept):
     assert instant(given) == kept
-    assert datetime.fromtimestamp(kept / 1000, timezone.utc).year in range(1970, 10_000)
+    assert datetime.fromtimestamp(kept / 1000, UTC).year in range(1970, 10_000)
 
 
 def test_every_event_of_the_module_is_in_the_union():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -47,7 +49,10 @@ CASES = {
     "an older claim does not count": ([claim(3), claim(2), record(2, 1), record(3, 1)], "ynny"),
     "a term may be left out": ([claim(1), claim(9), record(9, 1)], "yyy"),
     "records of a term that nobody claimed": ([claim(1), record(2, 1), record(1, 1)], "yny"),
-    "the head of a trimmed log is valid": ([record(4, 17), record(4, 18), record(4, 18), claim(5), record(5, 1)], "yynyy"),
+    "the head of a trimmed log is valid": (
+        [record(4, 17), record(4, 18), record(4, 18), claim(5), record(5, 1)],
+        "yynyy",
+    ),
     "behind a trimmed head the rule holds": ([record(4, 17), record(3, 18), record(4, 19), record(4, 18)], "ynnn"),
 }
 
@@ -64,13 +69,12 @@ def test_a_snapshot_counts_as_any_record():
 
 
 def test_the_rule_says_whether_it_saw_a_gap():
-    reader = ReadingRule()
-    accepted(claim(1), record(1, 1), rule=reader)
-    assert not reader.gap
-    accepted(record(1, 3), rule=reader)
-    assert reader.gap
-    accepted(claim(2), rule=reader)
-    assert (reader.gap, reader.term, reader.seq) == (False, 2, 0)
+    reader, gaps = ReadingRule(), []
+    for each in (claim(1), record(1, 1), record(1, 3), record(1, 2), claim(2)):
+        reader.accepts(each)
+        gaps.append(reader.gap)
+    assert gaps == [False, False, True, True, False]
+    assert [reader.gap, reader.term, reader.seq] == [False, 2, 0]
 
 
 OWNERS = st.lists(
@@ -100,8 +104,8 @@ def test_at_any_position_one_owner_is_valid_and_every_reader_agrees(log, restart
             owner[each.term] = each.owner
         if counts:
             valid.append((each.term, 0 if isinstance(each, Claim) else each.seq))
-    for (term, seq), (next_term, next_seq) in zip(valid, valid[1:], strict=False):
-        assert next_term > term and next_seq == 0 or (next_term, next_seq) == (term, seq + 1)
+    for (term, seq), (next_term, next_seq) in itertools.pairwise(valid):
+        assert (next_term > term and next_seq == 0) or (next_term, next_seq) == (term, seq + 1)
 
 
 @given(st.data())

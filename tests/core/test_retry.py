@@ -97,7 +97,7 @@ def test_a_duration_is_seconds_or_a_timedelta(given, expected):
 
 @pytest.mark.parametrize("wrong", [-1, math.nan, math.inf, -math.inf, sys.float_info.max, 10**400])
 def test_a_duration_out_of_range_names_what_it_was_for(wrong):
-    with pytest.raises(ValueError, match="the delay must be at least 0 seconds and at most timedelta.max"):
+    with pytest.raises(ValueError, match=r"the delay must be at least 0 seconds and at most timedelta\.max"):
         seconds(wrong, what="the delay")
 
 
@@ -141,7 +141,12 @@ def test_only_the_selected_errors_are_tried_again():
 )
 def test_when_decides_yes_no_or_the_delay(verdict, delay):
     asked = []
-    retry = Retry(jitter=0, on=ValueError, when=lambda *given: asked.append(given) or verdict)
+
+    def when(*given):
+        asked.append(given)
+        return verdict
+
+    retry = Retry(jitter=0, on=ValueError, when=when)
     error = ValueError()
     assert retry.next_delay(error, 1, 0.0) == delay
     assert asked == [(error, 1)]

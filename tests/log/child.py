@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import signal
+import sqlite3
 import sys
 import time
 
@@ -43,6 +45,23 @@ async def member(log: Log, owner: str) -> None:
         elif verb == "leave":
             await membership.leave()
             say("left")
+    await printing
+
+
+async def stuck(log: Log, owner: str) -> None:
+    """Join, then stop in the middle of a write; print when it is over. The member's threads are stopped, too."""
+    membership = await log.join(owner)
+    printing = asyncio.create_task(print_assignments(membership))
+    await asyncio.to_thread(sys.stdin.readline)
+    db = sqlite3.connect(log.url.removeprefix("sqlite:///"), isolation_level=None)
+    db.execute("BEGIN IMMEDIATE")
+    say("writing")
+    os.kill(os.getpid(), signal.SIGSTOP)
+    db.execute("COMMIT")
+    db.close()
+    say("written")
+    await asyncio.to_thread(sys.stdin.readline)
+    await membership.leave()
     await printing
 
 
@@ -94,7 +113,7 @@ async def main() -> None:
     except StreamflowError as error:
         say("refused", type(error).__name__, error)
         return
-    verbs = {"member": member, "appender": appender, "follower": follower, "opener": opener}
+    verbs = {"member": member, "appender": appender, "follower": follower, "opener": opener, "stuck": stuck}
     try:
         await verbs[verb](log, argument)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sqlite3
 import statistics
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from streamflow.log.base import COMMANDS, HISTORY, Outgoing
 from streamflow.log.sqlite_locks import LEASE_SECONDS
+from streamflow.log.sqlite_stuck import continue_stopped_writer, write_lock_holder
 from tests.log.support import Assigned, Child, Place, eventually, on_loop, sqlite_url
 
 
@@ -167,3 +169,57 @@ async def test_two_processes_write_at_once_without_losing_or_repeating_an_offset
     await asyncio.sleep(0)
     await child.kill()
     await place.close()
+
+
+@on_loop
+async def test_a_process_that_closes_the_log_does_not_take_it_from_one_that_opened_it_twice(tmp_path: Path) -> None:
+    """Looking into the file other than through SQLite drops this process's locks; the other would think it is alone."""
+    place = Place(sqlite_url(tmp_path / "log.db"))
+    log = await place.open()
+    await place.open()
+    child = await Child.start("opener", place.url)
+    assert await child.end() == 0
+    assert await log.append(0, 0, [(b"k", b"v")]) == 0
+    reader = await Child.start("follower", place.url, HISTORY)
+    try:
+        await reader.says("following 1")
+    finally:
+        await reader.kill()
+        await place.close()
+
+
+@on_loop
+async def test_a_process_that_was_stopped_in_the_middle_of_a_write_does_not_stop_the_others_for_ever(
+    tmp_path: Path,
+) -> None:
+    place = Place(sqlite_url(tmp_path / "log.db"))
+    log = await place.open()
+    child = await Child.start("stuck", place.url, "other")
+    try:
+        await child.says("assigned 0 1 2 3")
+        child.write("go")
+        await child.says("writing")
+        await log.join("mine")
+        await child.says("written")
+        await log.publish([Outgoing(COMMANDS, 0, b"k", b"v")])
+        assert [record.value for record in await log.read(COMMANDS, 0, 0)] == [b"v"]
+    finally:
+        await child.kill()
+        await place.close()
+
+
+def test_the_holder_of_the_write_lock_is_found_among_the_locks(tmp_path: Path) -> None:
+    database = tmp_path / "log.db"
+    assert write_lock_holder(database) is None
+    db = sqlite3.connect(database, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("CREATE TABLE t(x)")
+        assert write_lock_holder(database) is None
+        db.execute("BEGIN IMMEDIATE")
+        assert write_lock_holder(database) == (os.getpid(), False)
+        assert not continue_stopped_writer(database)
+        db.execute("COMMIT")
+        assert write_lock_holder(database) is None
+    finally:
+        db.close()

@@ -68,10 +68,11 @@ async def use() -> None:
         assert_type(await client.start("anything", 1, "x", delay=5), sf.Handle[Any])
         assert_type(client.handle("o-1"), sf.Handle[Any])
         assert_type(client.handle("o-1", fulfil), sf.Handle[dict[str, str]])
-        await client.start(fulfil, "o-1")  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue,reportArgumentType]
-        await client.start(sweep, 1)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue,reportArgumentType]
+        go = client.start
+        await go(fulfil, "o-1")  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue,reportArgumentType]
+        await go(sweep, 1)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue,reportArgumentType]
         wrong = "replace"
-        await client.start(sweep, if_exists=wrong)  # type: ignore[call-overload,call-arg]  # pyright: ignore[reportCallIssue,reportArgumentType]
+        await go(sweep, if_exists=wrong)  # type: ignore[call-overload,call-arg]  # pyright: ignore[reportArgumentType]
 
         async for status in handle.watch():
             assert_type(status, sf.RunStatus)

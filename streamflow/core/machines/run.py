@@ -58,7 +58,8 @@ class Run(RunRecord):
 
     def apply(self, event: Event, at: int) -> list[Effect]:
         """Change by one event of the instant `at`; the effects are for the owner, once the turn is durable."""
-        handler: Callable[[Run, Event, int], list[Effect]] = APPLY[type(event)]  # type: ignore[assignment]  # its own kind
+        handler: Callable[[Run, Event, int], list[Effect]]
+        handler = APPLY[type(event)]  # type: ignore[assignment]  # each takes the kind that it is listed under
         return handler(self, event, at)
 
     def fold(self, turn: Turn) -> list[Effect]:

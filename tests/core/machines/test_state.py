@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from streamflow.core.effects import TimerRecord
@@ -17,12 +19,10 @@ def a_run(at: RunState = RunState.RUNNING, **fields: object) -> RunRecord:
         0: Step(number=0, name="charge", args=b"[]", fingerprint=1, scheduled_at=1),
         1: Timer(number=1, name="sleep", fire_at=500),
         2: Wait(number=2, name="go"),
-        3: Step(
-            number=3, name="ship", args=b"[]", fingerprint=1, scheduled_at=1, due_at=700, state=StepState.DELAYED
-        ),
+        3: Step(number=3, name="ship", args=b"[]", fingerprint=1, scheduled_at=1, due_at=700, state=StepState.DELAYED),
     }
-    known = {"workflow_id": "w", "run": 2, "state": at, "decisions": decisions}
-    return RunRecord(**known | fields)  # type: ignore[arg-type]  # each fits its field
+    known: dict[str, Any] = {"workflow_id": "w", "run": 2, "state": at, "decisions": decisions}
+    return RunRecord(**known | fields)
 
 
 def test_a_run_is_closed_once_its_code_has_ended_and_then_only_begins_anew_or_goes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -33,8 +34,15 @@ OPEN = (StepState.DELAYED, StepState.OPEN, StepState.STARTED, StepState.BACKING_
 
 
 def a_step(state: StepState = StepState.OPEN, **fields: object) -> Step:
-    known = {"number": 5, "name": "charge", "args": b"[7]", "fingerprint": 1, "scheduled_at": 100, "attempt": 2}
-    return Step(**known | {"due_at": 800, "state": state} | fields)  # type: ignore[arg-type]  # each fits its field
+    known: dict[str, Any] = {
+        "number": 5,
+        "name": "charge",
+        "args": b"[7]",
+        "fingerprint": 1,
+        "scheduled_at": 100,
+        "attempt": 2,
+    }
+    return Step(**known | {"due_at": 800, "state": state} | fields)
 
 
 def timer_of(attempt: int, fire_at: int) -> TimerRecord:
@@ -73,7 +81,7 @@ def test_a_step_starts_at_once_unless_it_has_a_delay_or_runs_at_most_once():
     assert (made.state, effects) == ("open", [RecordStart(3, 5, 1)])
 
 
-def fields_of(event: StepScheduled, **changed: object) -> dict[str, object]:
+def fields_of(event: StepScheduled, **changed: object) -> dict[str, Any]:
     return {name: getattr(event, name) for name in event.__struct_fields__} | changed
 
 
