@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from streamflow.client.client import Client
 from streamflow.errors import InvalidArguments, StreamflowError
 from streamflow.ids import check_app
-from streamflow.log.open import open_log
+from streamflow.logs.open import open_log
 
 if TYPE_CHECKING:
     from streamflow.worker import Worker

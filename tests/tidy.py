@@ -21,7 +21,7 @@ FILE_LINES_MAX: Final = 600
 FUNCTION_LINES_MAX: Final = 70
 
 ADAPTERS: Final = {
-    "confluent_kafka": "streamflow/log/kafka*.py",
+    "confluent_kafka": "streamflow/logs/kafka*.py",
     "fastavro": "streamflow/codec/*.py",
     "rocksdict": "streamflow/store/rocks*.py",
 }

@@ -17,7 +17,7 @@ from streamflow.cli.bench_app import APP_VARIABLE
 from streamflow.cli.evidence import LINES_VARIABLE
 from streamflow.cli.worker_process import WorkerProcess, Workers
 from streamflow.errors import StreamflowError
-from streamflow.log.open import open_log
+from streamflow.logs.open import open_log
 
 APP: Final = "streamflow.cli.bench_app:app"
 BALLAST: Final = "0123456789" * 9

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from streamflow.cli.bench_stand import BALLAST, Figures, Stand, Window, WrongResult, check, in_flight, quantile
 from streamflow.cli.evidence import History, examine, read_history, read_lines
 from streamflow.core.events import RunCompleted
-from streamflow.log.open import open_log
+from streamflow.logs.open import open_log
 
 IN_FLIGHT_MAX: Final = 200
 STARTS_IN_FLIGHT_MAX: Final = 500

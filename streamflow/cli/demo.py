@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -115,7 +116,9 @@ def _in_words(summary: Summary, url: str | None) -> Sequence[str]:
         "",
         f"  {findings.failed_attempts} failed payments were tried again. The kill cut off {summary.cut_off_attempts} "
         "steps in the middle;",
-        f"  {findings.repeated_attempts} attempts ran a second time, since their outcome was not in the log yet.",
+        f"  {findings.repeated_attempts} attempts ran a second time: cut off by the kill, or by the hand-over of a "
+        "partition to another",
+        "  worker, before their outcome was in the log.",
     ]
     if summary.taken_over_seconds is not None:
         lines.append(
@@ -131,7 +134,7 @@ def _check(ok: bool, text: str) -> str:
 
 
 def _what_next(url: str | None) -> list[str]:
-    source = "streamflow/cli/demo_shop.py"
+    source = os.path.relpath(Path(__file__).with_name("demo_shop.py"))
     if url is None:
         return [f"The workflow is {source}. Next: streamflow demo --keep, then look at single orders."]
     where = f"--url {shlex.quote(url)} --app shop"

@@ -16,8 +16,8 @@ from streamflow.cli.demo_view import Scene, View
 from streamflow.cli.evidence import LINES_VARIABLE, STARTED, Findings, History, examine, read_history, read_lines
 from streamflow.cli.worker_process import WorkerProcess, Workers
 from streamflow.core.events import RunCompleted, SignalAwaited
-from streamflow.log.base import HISTORY, Log
-from streamflow.log.open import open_log
+from streamflow.logs.base import HISTORY, Log
+from streamflow.logs.open import open_log
 
 APP: Final = "streamflow.cli.demo_shop:app"
 ORDERS_PER_SECOND: Final = 30

@@ -51,7 +51,7 @@ from streamflow.core.events import (
     Turn,
 )
 from streamflow.core.reading import Assembler, ReadingRule
-from streamflow.log.base import HISTORY, Log
+from streamflow.logs.base import HISTORY, Log
 
 LINES_VARIABLE: Final = "STREAMFLOW_STEP_LINES"
 """The environment variable that names the file of the lines; without it nothing is written."""

@@ -89,7 +89,7 @@ def worker(
 async def _serve(
     app: App, url: str, output: Output, *, state_dir: Path | None, max_parallel_steps: int | None, create: bool
 ) -> None:
-    from streamflow.log import open_log
+    from streamflow.logs import open_log
     from streamflow.worker import Worker
 
     with _stop_on_signal() as stopping:

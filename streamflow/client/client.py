@@ -19,7 +19,7 @@ from streamflow.core.commands import IfExists, Query, StartWorkflow
 from streamflow.core.retry import Duration
 from streamflow.errors import InvalidArguments, StreamflowError
 from streamflow.ids import check_id, partition_of
-from streamflow.log.base import Log
+from streamflow.logs.base import Log
 from streamflow.projections.queries import check
 from streamflow.projections.views import Page, RunStatus
 from streamflow.workflow.code import check_size, to_ms

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Final, cast
 
 from streamflow.errors import Unavailable
-from streamflow.log.base import Log, Record
+from streamflow.logs.base import Log, Record
 
 FOLLOW_RETRY_SECONDS: Final = 0.5
 """Pause before a read that the log refused is tried again: a locked file or a broker's election ends about then."""

@@ -34,7 +34,7 @@ from streamflow.errors import (
     Unavailable,
     WorkflowNotFound,
 )
-from streamflow.log.base import COMMANDS, REPLIES, Log, Outgoing, Record
+from streamflow.logs.base import COMMANDS, REPLIES, Log, Outgoing, Record
 
 RESEND_SECONDS: Final = 5.0
 """First wait before a command is sent again; it doubles. An answer is lost only with its worker, while a worker that is

@@ -23,7 +23,7 @@ from streamflow.codec.avro import decode_status
 from streamflow.codec.envelope import DecodeError
 from streamflow.core.effects import StatusRecord
 from streamflow.errors import Unavailable
-from streamflow.log.base import STATUS, Log, Record
+from streamflow.logs.base import STATUS, Log, Record
 
 FEED_STATUSES_MAX: Final = 256
 """Statuses kept for one watcher that is slower than its run; beyond it the oldest are skipped, never the last."""

@@ -126,9 +126,18 @@ class Staged(Struct, frozen=True):
 class Partition:
     """The state of one owned partition."""
 
-    def __init__(self, runs: Runs, code_of: Callable[[str], CodeFactory | None], *, term: int, consumed: int) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        code_of: Callable[[str], CodeFactory | None],
+        *,
+        term: int,
+        consumed: int,
+        timeout_of: Callable[[str], int | None] = lambda workflow: None,
+    ) -> None:
         self.runs = runs
         self.code_of = code_of
+        self.timeout_of = timeout_of  # milliseconds, of a start that says none itself
         self.term = term
         self.seq = 0
         self.consumed = consumed
@@ -301,7 +310,6 @@ class Partition:
         error = execution.diverged
         execution.close()
         if blocked_before.run.state is not RunState.BLOCKED:
-            blocked_before.at = self.at
             blocked_before.emit(_blocked(error))
         return blocked_before
 
@@ -433,6 +441,7 @@ class Partition:
             )
         start_at = body.start_at if body.delay_ms is None else self.at + body.delay_ms
         start_at = None if start_at is None else instant(start_at)
+        timeout_ms = self.timeout_of(body.workflow) if body.timeout_ms is None else body.timeout_ms
         begins_at = self.at if start_at is None else max(start_at, self.at)
         execution.restart()
         execution.take(
@@ -441,8 +450,8 @@ class Partition:
                 args=body.args,
                 run=run.run + 1,
                 start_at=start_at,
-                timeout_ms=body.timeout_ms,
-                deadline_at=None if body.timeout_ms is None else instant(begins_at + body.timeout_ms),
+                timeout_ms=timeout_ms,
+                deadline_at=None if timeout_ms is None else instant(begins_at + timeout_ms),
                 context=body.context,
             )
         )

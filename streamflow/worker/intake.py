@@ -20,7 +20,7 @@ from streamflow.core.effects import DeadLetter, Forward, Reply, SendReply
 from streamflow.core.partition import DeadCommand
 from streamflow.errors import ErrorInfo, InvalidArguments, PayloadTooLarge, RequestError
 from streamflow.ids import ID_BYTES_MAX, partition_of
-from streamflow.log.base import COMMANDS, Log, Outgoing, Record
+from streamflow.logs.base import COMMANDS, Log, Outgoing, Record
 from streamflow.metrics import DEAD_LETTERS
 from streamflow.projections.queries import Source, answer
 from streamflow.worker.clock import Clock

@@ -33,7 +33,7 @@ from streamflow.core.effects import (
     StatusRecord,
 )
 from streamflow.errors import ErrorInfo
-from streamflow.log.base import COMMANDS, DEAD_LETTERS, REPLIES, STATUS, TIMERS, Outgoing
+from streamflow.logs.base import COMMANDS, DEAD_LETTERS, REPLIES, STATUS, TIMERS, Outgoing
 
 REASON_CHARACTERS_MAX: Final = 2_000
 """How much is said of why a command was refused."""

@@ -42,7 +42,7 @@ from streamflow.core.partition import CodeFactory, Decided, DecidedTurn, Partiti
 from streamflow.core.reading import split
 from streamflow.errors import Fenced, Unavailable
 from streamflow.ids import ID_BYTES_MAX
-from streamflow.log.base import COMMANDS, HISTORY, Log, Outgoing
+from streamflow.logs.base import COMMANDS, HISTORY, Log, Outgoing
 from streamflow.metrics import RUNS_BLOCKED
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
@@ -99,6 +99,7 @@ class Processor:
         clock: Clock,
         code_of: Callable[[str], CodeFactory | None],
         limits: Limits,
+        timeout_of: Callable[[str], int | None] = lambda workflow: None,
     ) -> None:
         self.partition = partition
         self.owner = owner
@@ -107,6 +108,7 @@ class Processor:
         self.executor = executor
         self.clock = clock
         self.code_of = code_of
+        self.timeout_of = timeout_of
         self.limits = limits
         self.status = ProcessorState.RESTORING
         self.core = Partition(self, code_of, term=0, consumed=0)
@@ -180,7 +182,13 @@ class Processor:
             except Fenced:
                 continue  # another owner wrote meanwhile: read what it wrote, and try above its term
             self._next_offset = restorer.offset + 1
-            self.core = Partition(self, self.code_of, term=claim.term, consumed=restorer.consumed)
+            self.core = Partition(
+                self,
+                self.code_of,
+                term=claim.term,
+                consumed=restorer.consumed,
+                timeout_of=self.timeout_of,
+            )
             self.core.at = max(restorer.at, claim.at)
             self.core.seq = 0
             self.state.apply([], self._row(claim.term, 0, restorer.consumed), applied_offset=self._next_offset)

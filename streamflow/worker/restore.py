@@ -15,7 +15,7 @@ from streamflow.core.machines.run import Run
 from streamflow.core.machines.table import IllegalTransition
 from streamflow.core.reading import Assembler, ReadingRule
 from streamflow.errors import CorruptLog
-from streamflow.log.base import HISTORY, Log, Record
+from streamflow.logs.base import HISTORY, Log, Record
 from streamflow.worker.state import Change, PartitionRow, PartitionState, change_of
 
 log_ = logging.getLogger("streamflow.worker")

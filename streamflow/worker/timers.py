@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from streamflow.errors import Unavailable
-from streamflow.log.base import TIMERS, Log, Outgoing, Record
+from streamflow.logs.base import TIMERS, Log, Outgoing, Record
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import sys
@@ -22,7 +23,7 @@ from streamflow.core.machines.run import Run
 from streamflow.core.partition import CodeFactory
 from streamflow.core.replay import Execution
 from streamflow.errors import CorruptLog, Fenced, InvalidArguments, Unavailable
-from streamflow.log.base import HISTORY, TIMERS, Log, Membership
+from streamflow.logs.base import HISTORY, TIMERS, Log, Membership
 from streamflow.metrics import FENCED
 from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
@@ -45,7 +46,7 @@ BACKOFF_SECONDS: Final = 0.1
 BACKOFF_SECONDS_MAX: Final = 2.0
 """Pause before a failed partition is begun again: short, since most failures are a hand-over, growing for real ones."""
 SWITCH_INTERVAL_SECONDS: Final = 0.0005
-"""How long the event loop may keep the interpreter from the log's writer thread (see log/DESIGN.md): the default of
+"""How long the event loop may keep the interpreter from the log's writer thread (see logs/DESIGN.md): the default of
 5 ms would be paid several times in each group commit."""
 
 
@@ -225,6 +226,7 @@ class Worker:
                 executor=self.executor,
                 clock=self.clock,
                 code_of=self._code_of,
+                timeout_of=self._timeout_of,
                 limits=self.limits,
             )
             timers = TimerService(
@@ -302,6 +304,10 @@ def _hurry(workers: int) -> None:
     _hurrying += workers
     if not _hurrying:
         sys.setswitchinterval(_usual_interval)
+
+    def _timeout_of(self, workflow: str) -> int | None:
+        definition = self.app.workflows.get(workflow)
+        return None if definition is None or definition.timeout is None else math.ceil(definition.timeout * 1000)
 
 
 def _make_code(definition: object, execution: Execution, run: Run) -> RunCode:

@@ -22,7 +22,7 @@ from streamflow.cli.demo_show import Summary, find_problems
 from streamflow.cli.demo_view import LiveView, PlainView, Scene, SilentView, choose_view
 from streamflow.cli.evidence import Findings, Line, examine, read_history, read_lines
 from streamflow.cli.worker_process import WorkerDied, Workers, run
-from streamflow.log.open import open_log
+from streamflow.logs.open import open_log
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "streamflow.cli.worker_process", "demo"]

@@ -38,8 +38,8 @@ from streamflow.core.events import (
     Turn,
 )
 from streamflow.errors import ErrorInfo
-from streamflow.log.base import HISTORY
-from streamflow.log.open import open_log
+from streamflow.logs.base import HISTORY
+from streamflow.logs.open import open_log
 from streamflow.workflow import stepinfo
 
 SCHEDULED = StepScheduled(number=0, name="charge", args=b"[]", fingerprint=0)

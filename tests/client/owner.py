@@ -16,8 +16,8 @@ from streamflow.core import commands as c
 from streamflow.core.effects import Reply, StatusRecord
 from streamflow.core.events import Turn
 from streamflow.errors import ErrorInfo, RequestError
-from streamflow.log.base import COMMANDS, REPLIES, STATUS, Log, Outgoing
-from streamflow.log.open import open_log
+from streamflow.logs.base import COMMANDS, REPLIES, STATUS, Log, Outgoing
+from streamflow.logs.open import open_log
 from streamflow.projections.queries import answer
 from streamflow.workflow.definitions import Registry
 

@@ -22,8 +22,8 @@ from streamflow.errors import (
     WorkflowExists,
     WorkflowNotFound,
 )
-from streamflow.log.base import REPLIES, Log, Outgoing
-from streamflow.log.open import open_log
+from streamflow.logs.base import REPLIES, Log, Outgoing
+from streamflow.logs.open import open_log
 from streamflow.workflow.definitions import Registry
 from tests.client.owner import Owner, owned
 

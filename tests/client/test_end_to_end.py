@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
-from streamflow.log.open import open_log
+from streamflow.logs.open import open_log
 
 _names = itertools.count()
 

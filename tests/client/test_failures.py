@@ -11,8 +11,8 @@ import pytest
 from streamflow.client import Client
 from streamflow.client import follow as follow_module
 from streamflow.errors import CorruptLog, Unavailable
-from streamflow.log.base import REPLIES, STATUS, Log, Outgoing, Record
-from streamflow.log.open import open_log
+from streamflow.logs.base import REPLIES, STATUS, Log, Outgoing, Record
+from streamflow.logs.open import open_log
 from tests.client.owner import Owner, owned
 
 

@@ -24,7 +24,7 @@ from streamflow.errors import (
     WorkflowNotFound,
     WorkflowTerminated,
 )
-from streamflow.log.base import STATUS, Outgoing
+from streamflow.logs.base import STATUS, Outgoing
 from streamflow.workflow.definitions import Registry
 from tests.client.owner import Owner, owned
 

@@ -1,4 +1,4 @@
-"""What every log promises (streamflow/log/base.py), run against each adapter. A new adapter is one more `make_…`."""
+"""What every log promises (streamflow/logs/base.py), run against each adapter. A new adapter is one more `make_…`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from streamflow.errors import Fenced, InvalidArguments, PayloadTooLarge, Unavailable
-from streamflow.log.base import COMMANDS, HISTORY, REPLIES, STATUS, TIMERS, Log, Outgoing, Record
-from tests.log.support import Assigned, Place, on_loop, sqlite_url, take
+from streamflow.logs.base import COMMANDS, HISTORY, REPLIES, STATUS, TIMERS, Log, Outgoing, Record
+from tests.logs.support import Assigned, Place, on_loop, sqlite_url, take
 
 _numbers = itertools.count()
 

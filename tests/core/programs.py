@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streamflow.core.commands import (
+    Body,
     CancelWorkflow,
     SignalWorkflow,
     StartWorkflow,
@@ -12,7 +13,7 @@ from streamflow.core.effects import (
     SetTimer,
     TimerRecord,
 )
-from tests.core.scripted import T0, Failure, World
+from tests.core.scripted import T0, Endless, Failure, World
 
 START = StartWorkflow(workflow="work")
 
@@ -23,6 +24,7 @@ RESTART = StartWorkflow(workflow="work", if_exists="restart")
 SIGNAL = SignalWorkflow(name="go", value=b"1")
 
 
+TO_A_RUN: list[Body] = [CancelWorkflow(), TerminateWorkflow(), SIGNAL]
 ENDED = ["completed", "failed", "cancelled", "terminated"]
 
 

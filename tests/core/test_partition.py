@@ -36,8 +36,20 @@ from streamflow.core.events import (
     Turn,
 )
 from streamflow.core.partition import CLOCK_SKEW_MS_MAX, effects_since
-from tests.core.programs import ENDED, RESTART, SIGNAL, START, closed, endless_on_go, one_step, sleeps, slept, waits
-from tests.core.scripted import ERROR, T0, Cancelled, Endless, World, fired, kinds
+from tests.core.programs import (
+    ENDED,
+    RESTART,
+    SIGNAL,
+    START,
+    TO_A_RUN,
+    closed,
+    endless_on_go,
+    one_step,
+    sleeps,
+    slept,
+    waits,
+)
+from tests.core.scripted import ERROR, T0, Cancelled, World, fired, kinds
 
 # -- start -------------------------------------------------------------------------------------------------------------
 
@@ -339,26 +351,7 @@ def test_a_recovered_attempt_that_is_given_up_in_the_same_pass_does_not_start():
     assert world.of(StartAttempt, CancelAttempt) == []
 
 
-def test_code_that_diverges_on_a_step_failed_by_a_new_owner_is_blocked_at_once():
-    def work(s, args):
-        first, second = (s.step(name, at_most_once=True) for name in "ab")
-        yield {first, second}
-        raise Endless
-
-    world = World(work=work)
-    world.start()
-    for number in (0, 1):
-        world.outcome(StepStarted(number=number, attempt=1))
-    world.decide()
-    world.owner().recover("w")
-    assert kinds(world.decide()) == ["StepFailed", "RunBlocked"]
-    assert world.live() == world.run()
-
-
 # -- commands to a run -------------------------------------------------------------------------------------------------
-
-
-TO_A_RUN = [CancelWorkflow(), TerminateWorkflow(), SIGNAL]
 
 
 @pytest.mark.parametrize("body", [*TO_A_RUN, CleanupWorkflow(), CleanupWorkflow(force=True)])
@@ -568,3 +561,42 @@ def test_evicting_what_is_not_there_is_nothing_and_closing_frees_all():
     world.partition.evict("unknown")
     world.partition.close()
     assert world.partition.live == {} and all(script.closed for script in world.scripts)
+
+
+@pytest.mark.parametrize("state", ENDED)
+def test_cleaning_up_a_closed_run_deletes_it(state):
+    world = closed(state)
+    world.send(CleanupWorkflow(), id="clean")
+    decided = world.decide_only()
+    assert decided.turns[0].deleted and decided.turns[0].closed
+    world.keep(decided.turns)
+    assert kinds(world.history[-1].events) == ["RunDeleted"]
+    assert world.statuses == [None] and world.replies == [("clean", b"true")]
+    assert world.turns("w") == [] and world.partition.live == {}
+
+
+def test_a_second_cancel_is_accepted_and_changes_nothing():
+    world = World(work=lambda s, args: stubborn(s))
+    world.start()
+    for id in ("a", "b"):
+        world.send(CancelWorkflow(), id=id)
+    assert kinds(world.decide()).count("CancelRequested") == 1
+    assert sorted(world.replies) == [("a", b"null"), ("b", b"null")]
+
+
+def stubborn(s):
+    while True:
+        try:
+            yield {s.step("charge")}
+        except Cancelled:
+            continue
+
+
+def test_a_run_of_which_no_code_is_there_is_blocked_and_says_so_once():
+    world = World(work=waits)
+    world.start()
+    world.programs.clear()
+    for expected in (["RunBlocked"], []):
+        world.owner().recover("w")
+        assert kinds(world.decide()) == expected
+    assert world.effects == [] and world.run().state == "blocked"

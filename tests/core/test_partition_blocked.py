@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from streamflow.core.commands import (
-    CancelWorkflow,
-    CleanupWorkflow,
-    SignalWorkflow,
-    StartWorkflow,
-    TerminateWorkflow,
-)
-from streamflow.core.effects import (
-    SetTimer,
-    StartAttempt,
-)
+from streamflow.core.commands import CancelWorkflow, CleanupWorkflow, SignalWorkflow, StartWorkflow, TerminateWorkflow
+from streamflow.core.effects import SetTimer, StartAttempt
 from streamflow.core.events import (
     StepAttemptFailed,
     StepCompleted,
 )
-from tests.core.programs import SIGNAL, endless_on_go, one_step, waits
+from tests.core.programs import (
+    SIGNAL,
+    endless_on_go,
+    one_step,
+    waits,
+)
 from tests.core.scripted import ERROR, T0, Endless, World, kinds
 
 # -- blocked -----------------------------------------------------------------------------------------------------------
@@ -143,3 +139,19 @@ def test_a_run_that_diverges_on_its_first_turn_is_created_and_blocked():
     world = World(work=work)
     assert kinds(world.start()) == ["RunCreated", "RunStarted", "RunBlocked"]
     assert world.replies == [("c0", b"null")]
+
+
+def test_code_that_diverges_on_a_step_failed_by_a_new_owner_is_blocked_at_once():
+    def work(s, args):
+        first, second = (s.step(name, at_most_once=True) for name in "ab")
+        yield {first, second}
+        raise Endless
+
+    world = World(work=work)
+    world.start()
+    for number in (0, 1):
+        world.outcome(StepStarted(number=number, attempt=1))
+    world.decide()
+    world.owner().recover("w")
+    assert kinds(world.decide()) == ["StepFailed", "RunBlocked"]
+    assert world.live() == world.run()

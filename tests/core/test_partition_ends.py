@@ -8,12 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamflow.core.commands import (
-    CancelWorkflow,
-    CleanupWorkflow,
-    SignalWorkflow,
-    TerminateWorkflow,
-)
+from streamflow.core.commands import CancelWorkflow, CleanupWorkflow, SignalWorkflow, TerminateWorkflow
 from streamflow.core.effects import (
     CancelAttempt,
     DropTimer,
@@ -28,7 +23,17 @@ from streamflow.core.events import (
 )
 from streamflow.core.machines.run import Run
 from streamflow.core.partition import COMMANDS_REMEMBERED_MAX
-from tests.core.programs import ENDED, RESTART, SIGNAL, START, closed, one_step, slept, waits
+from tests.core.programs import (
+    RESTART,
+    SIGNAL,
+    START,
+    TO_A_RUN,
+    closed,
+    one_step,
+    sleeps,
+    slept,
+    waits,
+)
 from tests.core.scripted import T0, World, kinds
 
 # -- restart -----------------------------------------------------------------------------------------------------------
@@ -79,18 +84,6 @@ def test_how_many_commands_of_earlier_runs_are_remembered_is_bounded():
 
 
 # -- cleanup -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("state", ENDED)
-def test_cleaning_up_a_closed_run_deletes_it(state):
-    world = closed(state)
-    world.send(CleanupWorkflow(), id="clean")
-    decided = world.decide_only()
-    assert decided.turns[0].deleted and decided.turns[0].closed
-    world.keep(decided.turns)
-    assert kinds(world.history[-1].events) == ["RunDeleted"]
-    assert world.statuses == [None] and world.replies == [("clean", b"true")]
-    assert world.turns("w") == [] and world.partition.live == {}
 
 
 def test_a_cleanup_that_did_nothing_is_not_remembered_as_done():
@@ -211,23 +204,6 @@ def shape(run: Run) -> object:
 
 
 # -- ends in one pass --------------------------------------------------------------------------------------------------
-
-
-def test_a_second_cancel_is_accepted_and_changes_nothing():
-    world = World(work=lambda s, args: stubborn(s))
-    world.start()
-    for id in ("a", "b"):
-        world.send(CancelWorkflow(), id=id)
-    assert kinds(world.decide()).count("CancelRequested") == 1
-    assert sorted(world.replies) == [("a", b"null"), ("b", b"null")]
-
-
-def stubborn(s):
-    while True:
-        try:
-            yield {s.step("charge")}
-        except Cancelled:
-            continue
 
 
 def test_what_comes_in_the_same_pass_after_the_run_ended_finds_it_closed():

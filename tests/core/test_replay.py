@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamflow.core.commands import CancelWorkflow, SignalWorkflow
+from streamflow.core.commands import CancelWorkflow, SignalWorkflow, TerminateWorkflow
 from streamflow.core.effects import (
     CancelAttempt,
     DropTimer,
@@ -20,6 +20,7 @@ from streamflow.core.effects import (
 from streamflow.core.events import (
     INSTANT_MS_MAX,
     RunCancelled,
+    StepAttemptFailed,
     StepFailed,
 )
 from streamflow.core.machines.run import Run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,12 +15,19 @@ from streamflow.core.effects import (
     TimerRecord,
 )
 from streamflow.core.events import (
+    RunStarted,
+    SignalReceived,
+    SignalTaken,
     StepAttemptFailed,
+    StepCancelled,
     StepCompleted,
     StepFailed,
+    StepScheduled,
+    TimerFired,
 )
-from streamflow.core.replay import Execution
-from tests.core.scripted import ERROR, Cancelled, Failure, Program, Script, World
+from streamflow.core.machines.run import Run
+from streamflow.core.replay import Execution, fingerprint
+from tests.core.scripted import ERROR, T0, Cancelled, Failure, Program, Script, World, created, kinds, turn
 
 ASKS = ("step", "step", "delayed", "once", "sleep", "signal", "any", "all", "up", "limit", "say")
 HAPPENINGS = ("ok", "ok", "ok", "ok", "no", "retry", "timers", "timers", "signal", "signal", "cancel", "kill")

@@ -24,8 +24,8 @@ from streamflow.core.commands import Body, Command, FireTimer, StartWorkflow
 from streamflow.core.effects import DeadLetter, Reply, TimerRecord
 from streamflow.core.events import HistoryRecord, StepAttemptFailed, StepCompleted, StepFailed
 from streamflow.core.partition import CodeFactory
-from streamflow.log.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS, Log, Outgoing, Record
-from streamflow.log.open import open_log
+from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS, Log, Outgoing, Record
+from streamflow.logs.open import open_log
 from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock

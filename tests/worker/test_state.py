@@ -13,7 +13,7 @@ from streamflow.codec.avro import encode_history
 from streamflow.core.commands import CancelWorkflow, CleanupWorkflow, SignalWorkflow, StartWorkflow, TerminateWorkflow
 from streamflow.core.events import RunCompleted, RunCreated, RunDeleted, RunStarted, StepScheduled, Turn
 from streamflow.core.machines.run import Run
-from streamflow.log.base import HISTORY
+from streamflow.logs.base import HISTORY
 from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.store.rocks import open_rocks

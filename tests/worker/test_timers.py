@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from streamflow.errors import Unavailable
-from streamflow.log.base import COMMANDS, TIMERS, Log, Outgoing
-from streamflow.log.open import open_log
+from streamflow.logs.base import COMMANDS, TIMERS, Log, Outgoing
+from streamflow.logs.open import open_log
 from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.store.rocks import open_rocks

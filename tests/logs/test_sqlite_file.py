@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from streamflow.errors import CorruptLog, InvalidArguments, StreamflowError, Unavailable
-from streamflow.log.base import HISTORY
-from tests.log.support import Child, Place, on_loop, sqlite_url
+from streamflow.logs.base import HISTORY
+from tests.logs.support import Child, Place, on_loop, sqlite_url
 
 
 async def refusal(path: Path) -> StreamflowError:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from streamflow.errors import Unavailable
-from streamflow.log.base import COMPACTED, HISTORY, Outgoing, Record
-from streamflow.log.checks import (
+from streamflow.logs.base import COMPACTED, HISTORY, Outgoing, Record
+from streamflow.logs.checks import (
     check_append,
     check_partition,
     check_publish,
@@ -25,11 +25,11 @@ from streamflow.log.checks import (
     closed,
     fenced_behind,
 )
-from streamflow.log.open import LocalUrl
-from streamflow.log.sqlite_file import OFFSET_BITS, OFFSET_MASK, AppRow, connect, stream_of, translate
-from streamflow.log.sqlite_membership import SqliteMembership, join
-from streamflow.log.sqlite_wakeups import Wakeups
-from streamflow.log.sqlite_writer import APPEND, PUBLISHED, Write, Writer
+from streamflow.logs.open import LocalUrl
+from streamflow.logs.sqlite_file import OFFSET_BITS, OFFSET_MASK, AppRow, connect, stream_of, translate
+from streamflow.logs.sqlite_membership import SqliteMembership, join
+from streamflow.logs.sqlite_wakeups import Wakeups
+from streamflow.logs.sqlite_writer import APPEND, PUBLISHED, Write, Writer
 
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
 """A read stops behind this many bytes, so that a batch of large records neither fills memory nor blocks the loop."""
@@ -88,7 +88,7 @@ async def open_sqlite(url: LocalUrl, *, app: str, create: bool) -> SqliteLog:
 
 
 class SqliteLog:
-    """See `streamflow.log.base.Log`; created by `open_sqlite`."""
+    """See `streamflow.logs.base.Log`; created by `open_sqlite`."""
 
     def __init__(self, url: LocalUrl, app: str) -> None:
         self._url, self._app = url, app

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from streamflow.errors import InvalidArguments
 from streamflow.ids import check_app
-from streamflow.log.base import Log
+from streamflow.logs.base import Log
 
 PARTITIONS_DEFAULT: Final = 4
 """Enough for a few workers on one host; each costs a claim and an idle task."""
@@ -45,11 +45,11 @@ async def open_log(url: str, *, app: str, create: bool = True, partitions: int |
     check_app(app)
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme == "sqlite":
-        from streamflow.log.sqlite import open_sqlite
+        from streamflow.logs.sqlite import open_sqlite
 
         return await open_sqlite(parse(url, partitions), app=app, create=create)
     if scheme == "memory":
-        from streamflow.log.memory import open_memory
+        from streamflow.logs.memory import open_memory
 
         return open_memory(parse(url, partitions), app=app, create=create)
     if scheme == "kafka":

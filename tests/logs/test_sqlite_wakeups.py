@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from streamflow.log import sqlite
-from streamflow.log.base import COMMANDS, Outgoing, Record
-from streamflow.log.sqlite_wakeups import Wakeups
-from tests.log.support import Place, eventually, on_loop, sqlite_url, take
+from streamflow.logs import sqlite
+from streamflow.logs.base import COMMANDS, Outgoing, Record
+from streamflow.logs.sqlite_wakeups import Wakeups
+from tests.logs.support import Place, eventually, on_loop, sqlite_url, take
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-_log = logging.getLogger("streamflow.log")
+_log = logging.getLogger("streamflow.logs")
 
 WAL_WRITE_LOCK: Final = 120
 """The byte of the -shm file that a writer locks (SQLite's file format, section 4.8: WAL_WRITE_LOCK)."""

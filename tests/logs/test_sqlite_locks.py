@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from streamflow.errors import InvalidArguments
-from streamflow.log import sqlite_locks
-from streamflow.log.sqlite_locks import MemberFiles
-from tests.log.support import ROOT
+from streamflow.logs import sqlite_locks
+from streamflow.logs.sqlite_locks import MemberFiles
+from tests.logs.support import ROOT
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
     code = f"""
 import os, sys
 from pathlib import Path
-from streamflow.log.sqlite_locks import MemberFiles
+from streamflow.logs.sqlite_locks import MemberFiles
 MemberFiles("x", Path({str(tmp_path / "workers")!r}), "parent").enter()
 if os.fork():
     os._exit(0)

@@ -32,14 +32,14 @@ from urllib.parse import quote
 
 from streamflow.errors import InvalidArguments, StreamflowError, Unavailable
 from streamflow.ids import check_id
-from streamflow.log.groups import Share, assign
-from streamflow.log.open import LocalUrl
-from streamflow.log.sqlite_file import AppRow, connect, transaction, translate
-from streamflow.log.sqlite_locks import MemberFiles
-from streamflow.log.sqlite_stuck import continue_stopped_writer
-from streamflow.log.sqlite_wakeups import Wakeups
+from streamflow.logs.groups import Share, assign
+from streamflow.logs.open import LocalUrl
+from streamflow.logs.sqlite_file import AppRow, connect, transaction, translate
+from streamflow.logs.sqlite_locks import MemberFiles
+from streamflow.logs.sqlite_stuck import continue_stopped_writer
+from streamflow.logs.sqlite_wakeups import Wakeups
 
-_log = logging.getLogger("streamflow.log")
+_log = logging.getLogger("streamflow.logs")
 
 CHECK_SECONDS: Final = 0.2
 """How often a member looks for dead ones and changed claims, besides being told: bounds the time to take over."""
@@ -61,7 +61,7 @@ async def join(url: LocalUrl, path: Path, app: str, row: AppRow, owner: str) -> 
 
 
 class SqliteMembership:
-    """See `streamflow.log.base.Membership`."""
+    """See `streamflow.logs.base.Membership`."""
 
     def __init__(
         self, url: LocalUrl, path: Path, app: str, row: AppRow, owner: str, loop: asyncio.AbstractEventLoop

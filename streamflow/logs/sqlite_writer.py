@@ -26,12 +26,12 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from streamflow.errors import StreamflowError, Unavailable
-from streamflow.log.base import COMPACTED, Outgoing
-from streamflow.log.checks import fenced, fenced_behind
-from streamflow.log.open import LocalUrl
-from streamflow.log.sqlite_file import AppRow, create_topic, setup, stream_of, transaction, translate, when_free
+from streamflow.logs.base import COMPACTED, Outgoing
+from streamflow.logs.checks import fenced, fenced_behind
+from streamflow.logs.open import LocalUrl
+from streamflow.logs.sqlite_file import AppRow, create_topic, setup, stream_of, transaction, translate, when_free
 
-_log = logging.getLogger("streamflow.log")
+_log = logging.getLogger("streamflow.logs")
 
 GROUP_RECORDS_MAX: Final = 2_000
 """Records of one transaction at most: about 10 ms of writing, so that a burst does not delay what comes after it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
 
-from streamflow.log.checks import name_taken
+from streamflow.logs.checks import name_taken
 
 LEASE_SECONDS: Final = 5.0
 """A member that has not renewed for so long is stuck; longer than any pause of a healthy process should be."""

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from streamflow.errors import Fenced, Unavailable
-from streamflow.log import open_log, sqlite, sqlite_file, sqlite_writer
-from streamflow.log.base import COMMANDS, HISTORY, STATUS, TIMERS, Log, Outgoing
-from tests.log.support import ROOT, Place, eventually, on_loop, sqlite_url
+from streamflow.logs import open_log, sqlite, sqlite_file, sqlite_writer
+from streamflow.logs.base import COMMANDS, HISTORY, STATUS, TIMERS, Log, Outgoing
+from tests.logs.support import ROOT, Place, eventually, on_loop, sqlite_url
 
 
 @contextlib.contextmanager
@@ -188,7 +188,7 @@ def test_a_loop_that_is_gone_hurts_nobody(tmp_path: Path) -> None:
     # The loop ends with an append under way, a member joined and a follower waiting; nothing was closed.
     code = f"""
 import asyncio
-from streamflow.log import open_log
+from streamflow.logs import open_log
 async def main():
     log = await open_log({sqlite_url(tmp_path / "log.db")!r}, app="shop")
     await log.join("one")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from streamflow.errors import InvalidArguments
-from streamflow.log import open_log
-from streamflow.log.open import parse
-from tests.log.support import ROOT, Place, on_loop
+from streamflow.logs import open_log
+from streamflow.logs.open import parse
+from tests.logs.support import ROOT, Place, on_loop
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,6 @@ async def test_relative_paths_are_relative_to_the_current_directory(tmp_path: Pa
 
 
 def test_importing_the_port_loads_no_adapter() -> None:
-    code = "import sys, streamflow.log, streamflow.log.base; print('sqlite3' in sys.modules)"
+    code = "import sys, streamflow.logs, streamflow.logs.base; print('sqlite3' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"

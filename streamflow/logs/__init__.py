@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from streamflow.log.open import open_log as open_log
+    from streamflow.logs.open import open_log as open_log
 
 __all__ = ["open_log"]
 
@@ -13,7 +13,7 @@ __all__ = ["open_log"]
 def __getattr__(name: str) -> object:
     # Lazily, so that importing the port loads neither sqlite3 nor a Kafka client.
     if name == "open_log":
-        from streamflow.log.open import open_log
+        from streamflow.logs.open import open_log
 
         return open_log
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

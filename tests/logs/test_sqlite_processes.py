@@ -10,10 +10,10 @@ import statistics
 import time
 from pathlib import Path
 
-from streamflow.log.base import COMMANDS, HISTORY, Outgoing
-from streamflow.log.sqlite_locks import LEASE_SECONDS
-from streamflow.log.sqlite_stuck import continue_stopped_writer, write_lock_holder
-from tests.log.support import Assigned, Child, Place, eventually, on_loop, sqlite_url
+from streamflow.logs.base import COMMANDS, HISTORY, Outgoing
+from streamflow.logs.sqlite_locks import LEASE_SECONDS
+from streamflow.logs.sqlite_stuck import continue_stopped_writer, write_lock_holder
+from tests.logs.support import Assigned, Child, Place, eventually, on_loop, sqlite_url
 
 
 @on_loop

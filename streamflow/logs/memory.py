@@ -15,8 +15,8 @@ from typing import Final
 
 from streamflow.errors import Fenced
 from streamflow.ids import check_id
-from streamflow.log.base import COMPACTED, HISTORY, Outgoing, Record
-from streamflow.log.checks import (
+from streamflow.logs.base import COMPACTED, HISTORY, Outgoing, Record
+from streamflow.logs.checks import (
     check_append,
     check_partition,
     check_publish,
@@ -29,8 +29,8 @@ from streamflow.log.checks import (
     no_app,
     wrong_partitions,
 )
-from streamflow.log.groups import Share, assign
-from streamflow.log.open import PARTITIONS_DEFAULT, LocalUrl
+from streamflow.logs.groups import Share, assign
+from streamflow.logs.open import PARTITIONS_DEFAULT, LocalUrl
 
 _brokers: Final[dict[str, _Broker]] = {}
 
@@ -114,7 +114,7 @@ def open_memory(url: LocalUrl, *, app: str, create: bool) -> MemoryLog:
 
 
 class MemoryLog:
-    """See `streamflow.log.base.Log`; created by `open_memory`."""
+    """See `streamflow.logs.base.Log`; created by `open_memory`."""
 
     def __init__(self, url: LocalUrl, app: str, broker: _Broker, topics: _App) -> None:
         self._url, self._app, self._broker, self._topics = url, app, broker, topics
@@ -281,7 +281,7 @@ class MemoryLog:
 
 
 class MemoryMembership:
-    """See `streamflow.log.base.Membership`."""
+    """See `streamflow.logs.base.Membership`."""
 
     def __init__(self, topics: _App, owner: str) -> None:
         self.share = Share()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.log.groups import Share, assign
+from streamflow.logs.groups import Share, assign
 
 _names = st.sets(st.sampled_from("abcdefgh"), min_size=1)
 _holders = st.dictionaries(st.integers(0, 11), st.sampled_from("abcdefghxyz"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from streamflow.errors import Fenced, InvalidArguments, PayloadTooLarge, Unavailable
-from streamflow.log.base import HISTORY, TOPICS, Outgoing
+from streamflow.logs.base import HISTORY, TOPICS, Outgoing
 
 STEPS_PREFIX: Final = "steps."
 """Topics `steps.<queue>` come into being with their first record or reader."""

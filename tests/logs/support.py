@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from streamflow.log import open_log
-from streamflow.log.base import Log, Membership, Record
+from streamflow.logs import open_log
+from streamflow.logs.base import Log, Membership, Record
 
 TEST_SECONDS: Final = 60
 """A test that hangs fails after this, wherever it runs."""
@@ -88,7 +88,7 @@ class Assigned:
 
 
 class Child:
-    """A process that runs a verb of tests/log/child.py and talks in lines."""
+    """A process that runs a verb of tests/logs/child.py and talks in lines."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -98,7 +98,7 @@ class Child:
     @staticmethod
     async def start(verb: str, url: str, argument: str = "", **environment: str) -> Child:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.log.child", verb, url, argument,
+            sys.executable, "-m", "tests.logs.child", verb, url, argument,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT, env={**os.environ, **environment},
         )  # fmt: skip
         return Child(process)

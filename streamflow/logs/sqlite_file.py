@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from streamflow.errors import CorruptLog, InvalidArguments, StreamflowError, Unavailable
-from streamflow.log.base import TOPICS
-from streamflow.log.checks import no_app, wrong_partitions
-from streamflow.log.open import PARTITIONS_DEFAULT, LocalUrl
+from streamflow.logs.base import TOPICS
+from streamflow.logs.checks import no_app, wrong_partitions
+from streamflow.logs.open import PARTITIONS_DEFAULT, LocalUrl
 
 APPLICATION_ID: Final = 0x73666C77
 """`sflw` in the file's header: how `file(1)` and we tell our files from those of other programs."""

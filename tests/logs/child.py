@@ -1,4 +1,4 @@
-"""Another process for the tests of the SQLite log: `python -m tests.log.child VERB URL …`, talking in lines.
+"""Another process for the tests of the SQLite log: `python -m tests.logs.child VERB URL …`, talking in lines.
 
 `support.Child` is the other end. Each verb prints what happens to it, flushed line by line.
 """
@@ -13,10 +13,10 @@ import sqlite3
 import sys
 import time
 
-import streamflow.log.sqlite  # noqa: F401 another user may not be able to read the library any more
+import streamflow.logs.sqlite  # noqa: F401 another user may not be able to read the library any more
 from streamflow.errors import StreamflowError
-from streamflow.log import open_log
-from streamflow.log.base import HISTORY, Log, Membership
+from streamflow.logs import open_log
+from streamflow.logs.base import HISTORY, Log, Membership
 
 
 def say(*words: object) -> None:
