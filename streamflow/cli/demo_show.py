@@ -86,7 +86,8 @@ class Show:
                 async with asyncio.timeout(DEADLINE_SECONDS):
                     await self._act(log)
             except TimeoutError:
-                self._errors.append(f"not done after {DEADLINE_SECONDS:.0f} seconds")
+                said = self._workers.all[-1].last_words(1)
+                self._errors.append(f"not done after {DEADLINE_SECONDS:.0f} seconds; the last worker wrote: {said}")
             seconds = self.seconds
             await self._workers.stop()
             # A second reading from the first record on: the summary rests on nothing that was counted on the way.
@@ -104,7 +105,9 @@ class Show:
                 *(self._order(client, number) for number in range(self.orders)), return_exceptions=True
             )
             self._errors += [f"{type(found).__name__}: {found}" for found in outcomes if found is not None]
-            await kill
+            if not self._half_done.is_set():
+                kill.cancel()  # so many orders failed that it would never come to it
+            await asyncio.wait((kill,))
             for task in beside:
                 task.cancel()
         self._frame()
@@ -223,7 +226,7 @@ class Show:
             records=history.records,
             partitions=partitions,
             findings=findings,
-            problems=[*find_problems(self.orders, findings, self._killed is not None), *self._errors[:10]],
+            problems=[*find_problems(self.orders, findings, self._killed is not None), *self._errors[:3]],
         )
 
 

@@ -58,9 +58,9 @@ class WorkerProcess:
             code = self._process.returncode
             raise WorkerDied(f"worker {self.pid} ended with exit code {code}; it wrote:\n  {self.last_words()}")
 
-    def last_words(self) -> str:
+    def last_words(self, lines_max: int = _TAIL_LINES) -> str:
         """The last lines that the process wrote."""
-        lines = self.output.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        lines = self.output.read_text(errors="replace").splitlines()[-lines_max:]
         return "\n  ".join(lines) or "(nothing)"
 
     def kill(self) -> None:
@@ -133,7 +133,7 @@ class Workers:
     ) -> WorkerProcess:
         """Start `streamflow worker APP --url URL OPTIONS…`; with `profile`, under cProfile, which writes there."""
         under = [] if profile is None else ["-m", "cProfile", "-o", str(profile)]
-        command = [sys.executable, *under, "-m", "streamflow.cli.worker_process", "worker", app, "--url", url, *options]
+        command = [sys.executable, *under, "-m", "streamflow", "worker", app, "--url", url, *options]
         worker = WorkerProcess(command, output, variables or {})
         self.all.append(worker)
         return worker
@@ -185,10 +185,3 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from group
-
-
-if __name__ == "__main__":
-    # The whole command line, for child processes: a module that cProfile can run, and no installed script is needed.
-    from streamflow.cli.main import cli
-
-    cli()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 COMMANDS: Final = "commands"
@@ -60,6 +61,11 @@ class Log(Protocol):
 
     @property
     def url(self) -> str: ...
+
+    @property
+    def path(self) -> Path | None:
+        """The file that the log is kept in, None if it is no file: workers keep their local state beside it."""
+        ...
 
     @property
     def identity(self) -> str:

@@ -139,6 +139,10 @@ class MemoryLog:
         return self._url.url
 
     @property
+    def path(self) -> None:
+        return None
+
+    @property
     def identity(self) -> str:
         return f"{self._broker.identity}/{self._topics.identity}"
 

@@ -135,6 +135,10 @@ class SqliteLog:
         return self._url.url
 
     @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
     def identity(self) -> str:
         return f"{self._row.file_identity}/{self._row.identity}"
 

@@ -269,6 +269,7 @@ class Processor:
         """Read commands and stage them, as long as there is room."""
         follow = self.log.follow(COMMANDS, self.partition, self.core.consumed, limit=self.limits.commands_read_max)
         async for records in follow:
+            await self._has_room()
             found = self.intake.sort([record for record in records if record.offset >= self.core.next_command])
             if found.elsewhere:
                 await self.log.publish(found.elsewhere)  # first: a turn may say that they are consumed
@@ -278,7 +279,6 @@ class Processor:
             self._answers += found.answers
             self._staged = len(records)
             self._wake()
-            await self._has_room()
 
     async def _has_room(self) -> None:
         while self._is_full():

@@ -290,6 +290,10 @@ class Worker:
         definition = self.app.workflows.get(workflow)
         return None if definition is None else partial(_make_code, definition)
 
+    def _timeout_of(self, workflow: str) -> int | None:
+        definition = self.app.workflows.get(workflow)
+        return None if definition is None or definition.timeout is None else math.ceil(definition.timeout * 1000)
+
 
 _hurrying = 0
 _usual_interval = 0.0
@@ -305,10 +309,6 @@ def _hurry(workers: int) -> None:
     if not _hurrying:
         sys.setswitchinterval(_usual_interval)
 
-    def _timeout_of(self, workflow: str) -> int | None:
-        definition = self.app.workflows.get(workflow)
-        return None if definition is None or definition.timeout is None else math.ceil(definition.timeout * 1000)
-
 
 def _make_code(definition: object, execution: Execution, run: Run) -> RunCode:
     return RunCode(definition, execution, run)  # type: ignore[arg-type]
@@ -318,5 +318,4 @@ def _state_root(log: Log, state_dir: str | os.PathLike[str] | None) -> Path | No
     """Where local state lies: as told, else beside the SQLite file; in memory for a log in memory."""
     if state_dir is not None:
         return Path(state_dir)
-    place = getattr(log, "path", None)
-    return None if place is None else Path(f"{place}.state")
+    return None if log.path is None else Path(f"{log.path}.state")

@@ -18,7 +18,7 @@ from streamflow.cli.bench_workloads import WORKLOADS, Figure, Workload
 from streamflow.cli.output import Output
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "streamflow.cli.worker_process", "bench"]
+COMMAND = [sys.executable, "-m", "streamflow", "bench"]
 
 
 def run_bench(*options: str) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,7 @@ from streamflow.cli.worker_process import WorkerDied, Workers, run
 from streamflow.logs.open import open_log
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "streamflow.cli.worker_process", "demo"]
+COMMAND = [sys.executable, "-m", "streamflow", "demo"]
 
 
 def is_alive(pid: int) -> bool:

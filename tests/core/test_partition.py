@@ -49,7 +49,7 @@ from tests.core.programs import (
     slept,
     waits,
 )
-from tests.core.scripted import ERROR, T0, Cancelled, World, fired, kinds
+from tests.core.scripted import ERROR, T0, Cancelled, Endless, World, fired, kinds
 
 # -- start -------------------------------------------------------------------------------------------------------------
 
@@ -458,15 +458,6 @@ def test_only_the_last_turn_of_a_pass_moves_the_consumed_offset():
     assert world.history[-1].consumed == 3
 
 
-def test_a_pass_without_turns_consumes_too():
-    world = World(work=one_step)
-    world.send(SIGNAL)
-    world.decide()
-    world.start()
-    assert [turn.consumed for turn in world.history] == [2]
-    assert world.partition.consumed == 2
-
-
 # -- deriving effects again --------------------------------------------------------------------------------------------
 
 
@@ -484,21 +475,6 @@ def test_effects_are_derived_again_from_a_turn_on():
     assert [each.reply.command_id for each in effects if isinstance(each, SendReply)] == ["start", "signal"]
     _, effects = effects_since(world.turns("w"), 2)
     assert [each for each in effects if not isinstance(each, SendReply)] == again
-
-
-def test_deriving_again_answers_only_the_commands_of_the_current_run():
-    world = World(work=one_step)
-    world.start(id="first")
-    world.send(TerminateWorkflow())
-    world.decide()
-    world.start(id="again", if_exists="restart")
-    _, effects = effects_since(world.turns("w"), 1)
-    assert [each.reply.command_id for each in effects if isinstance(each, SendReply)] == ["again"]
-
-
-def test_without_turns_there_is_nothing_to_derive():
-    with pytest.raises(AssertionError):
-        effects_since([], 1)
 
 
 def test_a_turn_is_numbered_within_its_id_and_carries_its_term():
@@ -600,3 +576,19 @@ def test_a_run_of_which_no_code_is_there_is_blocked_and_says_so_once():
         world.owner().recover("w")
         assert kinds(world.decide()) == expected
     assert world.effects == [] and world.run().state == "blocked"
+
+
+def test_code_that_diverges_on_a_step_failed_by_a_new_owner_is_blocked_at_once():
+    def work(s, args):
+        first, second = (s.step(name, at_most_once=True) for name in "ab")
+        yield {first, second}
+        raise Endless
+
+    world = World(work=work)
+    world.start()
+    for number in (0, 1):
+        world.outcome(StepStarted(number=number, attempt=1))
+    world.decide()
+    world.owner().recover("w")
+    assert kinds(world.decide()) == ["StepFailed", "RunBlocked"]
+    assert world.live() == world.run()

@@ -139,19 +139,3 @@ def test_a_run_that_diverges_on_its_first_turn_is_created_and_blocked():
     world = World(work=work)
     assert kinds(world.start()) == ["RunCreated", "RunStarted", "RunBlocked"]
     assert world.replies == [("c0", b"null")]
-
-
-def test_code_that_diverges_on_a_step_failed_by_a_new_owner_is_blocked_at_once():
-    def work(s, args):
-        first, second = (s.step(name, at_most_once=True) for name in "ab")
-        yield {first, second}
-        raise Endless
-
-    world = World(work=work)
-    world.start()
-    for number in (0, 1):
-        world.outcome(StepStarted(number=number, attempt=1))
-    world.decide()
-    world.owner().recover("w")
-    assert kinds(world.decide()) == ["StepFailed", "RunBlocked"]
-    assert world.live() == world.run()
