@@ -54,3 +54,34 @@ class Share:
         """The member has stopped the partition (of its own accord if it was still shown)."""
         self.stopping.discard(partition)
         self.shown -= {partition}
+
+
+class Views:
+    """What a member's consumer was given of what it was shown.
+
+    A consumer that is busy sees only the newest set. A partition that came and went meanwhile it never began, so it
+    will not stop and release it either: that is then done for it.
+    """
+
+    def __init__(self) -> None:
+        self._given: frozenset[int] = frozenset()
+        self._unseen: set[int] = set()
+
+    def show(self, shown: frozenset[int]) -> None:
+        """The member is shown this set now."""
+        self._unseen |= shown - self._given
+
+    def give(self, shown: frozenset[int]) -> frozenset[int]:
+        """The consumer takes the newest set; returns what to release in its place."""
+        missed = self._unseen - shown
+        self._given, self._unseen = shown, set()
+        return frozenset(missed)
+
+    def release(self, partition: int) -> None:
+        """The consumer has stopped the partition."""
+        self._given -= {partition}
+        self._unseen.discard(partition)
+
+    def retry(self, partition: int) -> None:
+        """The release of a missed partition failed: it is missed again."""
+        self._unseen.add(partition)

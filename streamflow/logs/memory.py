@@ -29,7 +29,7 @@ from streamflow.logs.checks import (
     no_app,
     wrong_partitions,
 )
-from streamflow.logs.groups import Share, assign
+from streamflow.logs.groups import Share, Views, assign
 from streamflow.logs.open import PARTITIONS_DEFAULT, LocalUrl
 
 _brokers: Final[dict[str, _Broker]] = {}
@@ -86,6 +86,7 @@ class _App:
             held = [partition for partition, holder in self.owners.items() if holder == name]
             planned = [partition for partition, holder in plan.items() if holder == name]
             if member.share.update(held, planned):
+                member.views.show(member.share.shown)
                 member.changed.set()
 
 
@@ -289,6 +290,7 @@ class MemoryMembership:
 
     def __init__(self, topics: _App, owner: str) -> None:
         self.share = Share()
+        self.views = Views()
         self.changed = asyncio.Event()
         self._topics, self._owner, self._left = topics, owner, False
 
@@ -298,6 +300,8 @@ class MemoryMembership:
         while not self._left:
             await self.changed.wait()
             self.changed.clear()
+            for partition in self.views.give(self.share.shown):
+                await self.release(partition)
             if not self._left:
                 yield self.share.shown
 
@@ -305,6 +309,7 @@ class MemoryMembership:
         if self._left:
             return
         self.share.release(partition)
+        self.views.release(partition)
         if self._topics.owners.get(partition) == self._owner:
             del self._topics.owners[partition]
         self._topics.rebalance()

@@ -32,7 +32,7 @@ from urllib.parse import quote
 
 from streamflow.errors import InvalidArguments, StreamflowError, Unavailable
 from streamflow.ids import check_id
-from streamflow.logs.groups import Share, assign
+from streamflow.logs.groups import Share, Views, assign
 from streamflow.logs.open import LocalUrl
 from streamflow.logs.sqlite_file import AppRow, connect, transaction, translate
 from streamflow.logs.sqlite_locks import MemberFiles
@@ -68,6 +68,7 @@ class SqliteMembership:
     ) -> None:
         self._loop = loop
         self._shown: frozenset[int] = frozenset()
+        self._views = Views()
         self._changed = asyncio.Event()
         self._left = False
         self._thread = _Heartbeat(url, path, app, row, owner, loop, self._show)
@@ -78,6 +79,7 @@ class SqliteMembership:
 
     def _show(self, partitions: frozenset[int]) -> None:
         self._shown = partitions
+        self._views.show(partitions)
         self._changed.set()
 
     async def assignments(self) -> AsyncIterator[frozenset[int]]:
@@ -86,10 +88,21 @@ class SqliteMembership:
         while not self._left:
             await self._changed.wait()
             self._changed.clear()
+            for partition in self._views.give(self._shown):
+                await self._release_missed(partition)
             if not self._left:
                 yield self._shown
 
+    async def _release_missed(self, partition: int) -> None:
+        try:
+            await self.release(partition)
+        except Unavailable as error:  # the file is busy: at the next look
+            _log.warning("%s", error)
+            self._views.retry(partition)
+            self._loop.call_later(CHECK_SECONDS, self._changed.set)
+
     async def release(self, partition: int) -> None:
+        self._views.release(partition)
         if not self._left:
             await self._thread.release(partition)
 

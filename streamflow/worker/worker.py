@@ -185,8 +185,21 @@ class Worker:
             self.partitions.pop(partition, None)
         finally:
             self._leaving.discard(partition)
-        if self._membership is not None:
-            await self._membership.release(partition)
+        await self._release(partition)
+
+    async def _release(self, partition: int) -> None:
+        """Tell the group; a log that is busy or away for a moment is asked again while this worker is a member."""
+        backoff = BACKOFF_SECONDS
+        while self._membership is not None:
+            try:
+                await self._membership.release(partition)
+                return
+            except Unavailable as error:
+                if self._stopping is not None:
+                    return  # leaving releases everything
+                log_.warning("partition %d cannot be released: %s; trying again in %.1f s", partition, error, backoff)
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
 
     async def _own(self, partition: int) -> None:
         """Process the partition, beginning again after failures, until it is given up."""

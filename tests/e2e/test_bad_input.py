@@ -123,7 +123,14 @@ def test_negative_delays_are_refused(tmp_path: Path) -> None:
 
 
 def test_wrong_retry_fields_are_named() -> None:
-    for field, value in {"max_attempts": 0, "initial": -1, "factor": 0.5, "max_delay": -1, "jitter": 2, "on": (int,)}.items():
+    for field, value in {
+        "max_attempts": 0,
+        "initial": -1,
+        "factor": 0.5,
+        "max_delay": -1,
+        "jitter": 2,
+        "on": (int,),
+    }.items():
         with pytest.raises(ValueError, match=f"Retry.{field}"):
             sf.Retry(**{field: value})  # type: ignore[arg-type]
 

@@ -158,7 +158,9 @@ def test_a_worker_that_is_told_to_stop_hands_over_at_once(tmp_path: Path) -> Non
     asyncio.run(main())
 
 
-def test_a_step_that_blocks_the_event_loop_longer_than_the_lease_costs_no_ownership_and_is_named(tmp_path: Path) -> None:
+def test_a_step_that_blocks_the_event_loop_longer_than_the_lease_costs_no_ownership_and_is_named(
+    tmp_path: Path,
+) -> None:
     async def main() -> None:
         async with staged(tmp_path) as (stage, client):
             first = await client.start(order, 1, id="before")
@@ -167,7 +169,9 @@ def test_a_step_that_blocks_the_event_loop_longer_than_the_lease_costs_no_owners
             stage.start()  # somebody who would take over, if there were anything to take
             handle = await client.start(slow, LEASE_SECONDS + 2, id="blocker")
             assert await handle.result(timeout=RUN_SECONDS) == "done"
-            blocked = [line for line in stage.said().splitlines() if "blocker" in line and "blocked the event loop" in line]
+            blocked = [
+                line for line in stage.said().splitlines() if "blocker" in line and "blocked the event loop" in line
+            ]
             assert blocked, stage.said()
             assert "forgets_to_await" in blocked[0]
             assert "make it a plain def: it then runs in a thread" in blocked[0]

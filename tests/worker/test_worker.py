@@ -316,33 +316,82 @@ def test_a_partition_that_fails_while_it_is_given_up_is_not_begun_again(memory: 
     run(test())
 
 
+def test_a_partition_that_cannot_be_released_at_once_is_released_later(
+    memory: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("streamflow.worker.worker.BACKOFF_SECONDS", 0.001)
+    app = an_app()
+
+    async def test():
+        async with opened(memory, app) as log, opened(memory, app) as other, working(app, log) as first:
+            await until(first, 0, 1, 2, 3)
+            assert first._membership is not None
+            release, refusals = first._membership.release, iter(range(3))
+
+            async def busy(partition: int) -> None:
+                if next(refusals, None) is not None:
+                    raise Unavailable("database is locked")
+                await release(partition)
+
+            first._membership.release = busy  # type: ignore[method-assign]
+            async with working(app, other) as second:
+                while len(second.processors) != 2:
+                    await asyncio.sleep(0.001)
+            assert "cannot be released: database is locked" in caplog.text
+
+    run(test())
+
+
+def test_a_partition_that_came_and_went_before_anybody_looked_is_free_for_the_others(url: str):
+    app = an_app()
+
+    async def test():
+        async with opened(url, app) as log, opened(url, app) as other:
+            first, second = await log.join("first"), await other.join("second")
+            shares = {"first": frozenset[int](), "second": frozenset[int]()}
+
+            async def watch(name: str, member: Any) -> None:
+                async for shown in member.assignments():
+                    for gone in shares[name] - shown:
+                        await member.release(gone)
+                    shares[name] = shown
+
+            watching = [asyncio.ensure_future(watch("first", first)), asyncio.ensure_future(watch("second", second))]
+            while shares["first"] | shares["second"] != {0, 1, 2, 3}:
+                await asyncio.sleep(0.001)
+            await first.leave()
+            await second.leave()
+            await asyncio.wait(watching)
+
+    run(test())
+
+
 def test_a_worker_that_is_stopped_in_the_middle_of_a_hand_over_gives_up_everything(memory: str):
     app = an_app()
 
     async def test():
-        async with opened(memory, app) as log, opened(memory, app) as other:
-            async with working(app, log) as first:
-                await until(first, 0, 1, 2, 3)
-                gate = asyncio.Event()
-                finish = {number: processor._finish for number, processor in first.processors.items()}
+        async with opened(memory, app) as log, opened(memory, app) as other, working(app, log) as first:
+            await until(first, 0, 1, 2, 3)
+            gate = asyncio.Event()
+            finish = {number: processor._finish for number, processor in first.processors.items()}
 
-                def slow(number: int) -> Any:
-                    async def finishing() -> None:
-                        await gate.wait()
-                        await finish[number]()
+            def slow(number: int) -> Any:
+                async def finishing() -> None:
+                    await gate.wait()
+                    await finish[number]()
 
-                    return finishing
+                return finishing
 
-                for number, processor in first.processors.items():
-                    processor._finish = slow(number)  # type: ignore[method-assign]
-                async with working(app, other) as second:
-                    await settle()
-                    assert first._leaving, "two of them are on their way"
-                    stopping = asyncio.ensure_future(first.stop())
-                    await settle()
-                    gate.set()
-                    await stopping
-                    await until(second, 0, 1, 2, 3)
+            for number, processor in first.processors.items():
+                processor._finish = slow(number)  # type: ignore[method-assign]
+            async with working(app, other) as second:
+                await settle()
+                assert first._leaving, "two of them are on their way"
+                stopping = asyncio.ensure_future(first.stop())
+                await settle()
+                gate.set()
+                await stopping
+                await until(second, 0, 1, 2, 3)
 
     run(test())
 
@@ -369,7 +418,7 @@ def test_local_state_survives_a_restart_and_is_only_read_on(tmp_path: Path):
 def test_a_state_that_is_being_opened_when_the_partition_goes_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import streamflow.store.rocks as rocks
+    from streamflow.store import rocks
 
     app = an_app()
     begun, gate = threading.Event(), threading.Event()
