@@ -19,8 +19,8 @@ TRACEBACK_BYTES_MAX: Final = 16_384
 class Limits(Struct, frozen=True, kw_only=True):
     """The limits of one worker process."""
 
-    live_runs_max: int = 2_048
-    """Runs kept in memory with their code per partition; a parked run costs about 6 KiB there, a reload about 0.3 ms."""
+    live_runs_max: int = 1_024
+    """Runs kept in memory with their code per partition; a parked run costs about 6 KiB, a reload about 0.3 ms."""
 
     decided_turns_unacknowledged_max: int = 4_096
     """Turns decided ahead of the log per partition: a second's worth at full speed; then deciding waits."""
@@ -30,6 +30,10 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     commands_read_max: int = 512
     """Commands read at once per partition; unread ones stay in the log (back-pressure)."""
+
+    published_offset_batches: int = 100
+    """Appends without anything to publish after which the published offset is moved alone: so much a new owner derives
+    again for nothing."""
 
     steps_waiting_max: int = 20_000
     """Attempts that wait for a free slot per worker; above it the worker takes no new commands."""

@@ -7,6 +7,7 @@ reaches the partition where the run lives. Python's built-in `hash()` differs be
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, NewType
 
 from streamflow.errors import InvalidArguments
@@ -19,6 +20,9 @@ Term = NewType("Term", int)
 
 ID_BYTES_MAX: Final = 255
 """Longest id in bytes of UTF-8: as a file name and as most engines' ids, so that an id can be carried everywhere."""
+
+PARTITIONS_CACHED_MAX: Final = 16_384
+"""Ids whose partition is remembered, some 3 MB: a run's commands come again and again, and the hash takes 10 us."""
 
 APP_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
 APP_LENGTH_MAX: Final = 64
@@ -67,6 +71,7 @@ def murmur2(key: bytes) -> int:
     return h ^ (h >> 15)
 
 
+@lru_cache(maxsize=PARTITIONS_CACHED_MAX)
 def partition_of(workflow_id: str, partitions: int) -> Partition:
     """The partition where the run of this workflow id lives, of `partitions` in all."""
     return Partition((murmur2(workflow_id.encode()) & 0x7FFFFFFF) % partitions)

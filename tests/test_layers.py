@@ -60,7 +60,7 @@ def test_the_skeleton_holds(tmp_path: Path) -> None:
             "core is not allowed to import streamflow.codec",
         ),
         ("streamflow/core/run.py", "def f():\n    import streamflow.worker", "not allowed to import streamflow.worker"),
-        ("streamflow/store/rocks.py", "from streamflow import log", "store is not allowed to import streamflow.logs"),
+        ("streamflow/store/rocks.py", "from streamflow import logs", "store is not allowed to import streamflow.logs"),
         ("streamflow/client/handle.py", "from streamflow import worker", "client is not allowed to import"),
         ("streamflow/workflow/step.py", "from streamflow import serve", "workflow is not allowed to import"),
         ("streamflow/workflow/app.py", "from streamflow import worker", "workflow is not allowed to import"),

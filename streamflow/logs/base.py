@@ -87,7 +87,11 @@ class Log(Protocol):
         ...
 
     def publish(self, records: Sequence[Outgoing], *, published: tuple[int, int] | None = None) -> asyncio.Future[None]:
-        """Append records to any topics but history, in order, durable when the future is done.
+        """Append records to any topics but history, in order; when the future is done, all can read them.
+
+        They survive the death of any process; the death of the machine, at the latest when an `append` that was
+        handed over after them is acknowledged. That is enough: a command counts for nothing before its turn, and all
+        else is derived from turns and is derived again.
 
         `published=(partition, offset)` records in the same transaction (or right after) that everything derived from
         `history[partition]` below `offset` has been published; it never goes back. The future raises `Unavailable`,

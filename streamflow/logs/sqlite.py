@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -26,10 +27,10 @@ from streamflow.logs.checks import (
     fenced_behind,
 )
 from streamflow.logs.open import LocalUrl
-from streamflow.logs.sqlite_file import OFFSET_BITS, OFFSET_MASK, AppRow, connect, stream_of, translate
+from streamflow.logs.sqlite_file import OFFSET_BITS, OFFSET_MASK, AppRow, connect, limit_size, stream_of, translate
 from streamflow.logs.sqlite_membership import SqliteMembership, join
 from streamflow.logs.sqlite_wakeups import Wakeups
-from streamflow.logs.sqlite_writer import APPEND, PUBLISHED, Write, Writer
+from streamflow.logs.sqlite_writer import APPEND, PUBLISHED, Write, Writer, accept_rows
 
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
 """A read stops behind this many bytes, so that a batch of large records neither fills memory nor blocks the loop."""
@@ -42,6 +43,12 @@ POLL_SECONDS: Final = 0.01
 
 PENDING_BYTES_MAX: Final = 256 * 1024 * 1024
 """Bytes handed over and not yet durable; a caller that does not await its futures is refused beyond."""
+
+COMMIT_HERE_SECONDS_MAX: Final = 0.02
+"""A commit on the event loop that took longer tells of a slow disk: then the thread waits for it, not the loop."""
+
+SLOW_DISK_SECONDS: Final = 0.5
+"""How long the thread does it all after such a commit, before it is tried here again."""
 
 _READ: Final = tuple(
     f"SELECT id, key, value FROM {table} WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
@@ -102,6 +109,9 @@ class SqliteLog:
         self._data_version = -1
         self._pending_bytes = 0
         self._listening = False
+        self._gathered: list[Write] = []
+        self._in_thread = 0
+        self._not_here_before = 0.0
         self._closing: asyncio.Task[None] | None = None
         self._writer: Writer
         self._row: AppRow
@@ -109,7 +119,7 @@ class SqliteLog:
         self._wakeups: Wakeups
 
     async def _open(self, *, create: bool) -> None:
-        self._writer = Writer(self._url, self._path, self._app, create=create, loop=self._loop, finished=self._finished)
+        self._writer = Writer(self._url, self._path, self._app, create=create, loop=self._loop, finished=self._finished_in_thread)
         self._writer.start()
         try:
             self._row = await self._writer.opened
@@ -120,6 +130,9 @@ class SqliteLog:
         self._history = self._topics[HISTORY]
         self._db = connect(self._path)
         self._db.execute("PRAGMA query_only=1")
+        self._write_db = connect(self._path, synchronous=self._url.synchronous, busy_seconds=0)
+        limit_size(self._write_db, self._url)
+        accept_rows(self._write_db)
         self._wakeups = Wakeups(self._row.file_identity)
 
     @property
@@ -198,10 +211,37 @@ class SqliteLog:
             self._settle(write)
         else:
             self._pending_bytes += write.size
+            self._gathered.append(write)
+            if len(self._gathered) == 1:
+                self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Commit what one turn of the event loop gathered: here and now, or by the thread.
+
+        Here saves two hand-overs between threads, which cost more than the commit when nothing else is under way
+        (DESIGN.md). The thread is for when there is more: when it is busy, when another process holds the lock, when
+        the disk is slow.
+        """
+        group, self._gathered = self._gathered, []
+        if not group:
+            return  # the log was closed meanwhile
+        began = time.monotonic()
+        if not self._in_thread and began >= self._not_here_before and self._writer.write_now(self._write_db, group):
+            ended = time.monotonic()
+            if ended - began > COMMIT_HERE_SECONDS_MAX:
+                self._not_here_before = ended + SLOW_DISK_SECONDS
+            self._finished(group)
+            return
+        self._in_thread += len(group)
+        for write in group:
             self._writer.submit(write)
 
-    def _finished(self, group: list[Write]) -> None:
+    def _finished_in_thread(self, group: list[Write]) -> None:
         """Called on the loop by the writer thread, once per transaction."""
+        self._in_thread -= len(group)
+        self._finished(group)
+
+    def _finished(self, group: list[Write]) -> None:
         written: set[int] = set()
         for write in group:
             self._pending_bytes -= write.size
@@ -414,6 +454,8 @@ class SqliteLog:
     async def _close(self) -> None:
         for membership in self._members:
             await membership.leave()
+        if self._gathered:
+            self._flush()
         self._writer.stop()
         await self._writer.closed
         self._writer.join()
@@ -425,4 +467,5 @@ class SqliteLog:
         for stream in self._followed:
             self._wakeups.unwant(str(stream))
         self._wakeups.close()
+        self._write_db.close()
         self._db.close()

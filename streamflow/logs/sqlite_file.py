@@ -185,9 +185,7 @@ def _create_missing(db: sqlite3.Connection, url: LocalUrl, app: str, *, create: 
         raise no_app(url.url, app)
     if url.partitions not in (None, row.partitions):
         raise wrong_partitions(url.url, app, row.partitions, url.partitions)
-    if url.max_mib is not None:
-        page_size = int(db.execute("PRAGMA page_size").fetchone()[0])
-        db.execute(f"PRAGMA max_page_count={max(1, url.max_mib * 1024 * 1024 // page_size)}")
+    limit_size(db, url)
     db.execute("PRAGMA busy_timeout=0")  # from here on `when_free` waits, in shorter steps
     return row
 
@@ -241,6 +239,13 @@ def _transaction(db: sqlite3.Connection, change: Callable[[], _T]) -> _T:
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
+
+
+def limit_size(db: sqlite3.Connection, url: LocalUrl) -> None:
+    """Hold this connection's writes to the size that the URL allows."""
+    if url.max_mib is not None:
+        page_size = int(db.execute("PRAGMA page_size").fetchone()[0])
+        db.execute(f"PRAGMA max_page_count={max(1, url.max_mib * 1024 * 1024 // page_size)}")
 
 
 def transaction(db: sqlite3.Connection, change: Callable[[], _T]) -> _T:

@@ -121,6 +121,11 @@ class Write:
                 self.rows += (PUBLISH, stream, None, key, value)
 
 
+def accept_rows(db: sqlite3.Connection) -> None:
+    """Give the connection the view through which all rows go."""
+    db.executescript(_INCOMING)
+
+
 Finished = Callable[[list[Write]], None]
 
 
@@ -140,10 +145,38 @@ class Writer(threading.Thread):
         self._topics: dict[str, int] = {}
         self._partitions = 0
         self._since_checkpoint = 0
+        self._synchronous: dict[int, str] = {}
+        """By connection: the thread's, and the loop's."""
         self._next_sweep = time.monotonic()
 
     def submit(self, write: Write) -> None:
         self._queue.put(write)
+
+    def write_now(self, db: sqlite3.Connection, group: Sequence[Write]) -> bool:
+        """Commit the group on the calling thread, with a connection of its own; False when that was not to be had.
+
+        Only what is one statement and meets no obstacle: for everything else (the lock is taken, an append is fenced,
+        the disk is full) nothing was written, and the thread does it again and finds out what is wrong. The caller
+        sees to it that the thread has nothing to do meanwhile.
+        """
+        rows: list[object] = []
+        for write in group:
+            if write.outgoing or write.topics or self._is_behind(write):
+                return False
+            rows += write.rows
+        if len(rows) > _CHUNKS[-1] * _COLUMNS:
+            return False
+        if rows:
+            try:
+                self._set_sync(db, any(write.partition >= 0 for write in group))
+                db.execute(*_statement(rows))
+            except sqlite3.Error:
+                return False
+        before = self._since_checkpoint
+        self._since_checkpoint += sum(write.size + 64 * write.records for write in group)
+        if before < CHECKPOINT_IDLE_BYTES <= self._since_checkpoint:
+            self._queue.put(Write(self._loop.create_future()))  # an empty write: the thread looks up, and waits for idle
+        return True
 
     def stop(self) -> None:
         """Finish what was submitted, close the connection and end the thread; `closed` is done then."""
@@ -159,7 +192,7 @@ class Writer(threading.Thread):
             self._tell(_fail, self.opened, error)
             return
         try:
-            db.executescript(_INCOMING)
+            accept_rows(db)
             self._topics, self._partitions = dict(row.topics), row.partitions
             self._tell(_succeed, self.opened, row)
             self._serve(db)
@@ -207,6 +240,7 @@ class Writer(threading.Thread):
             for write in behind:
                 write.error = fenced_behind(self._url.url, write.partition, write.expected)
             good = [write for write in group if write.error is None] if behind else group
+            self._set_sync(db, any(write.partition >= 0 for write in good))
             try:
                 self._insert(db, good)
             except sqlite3.IntegrityError as error:
@@ -219,6 +253,18 @@ class Writer(threading.Thread):
             _log.exception("%s: a group of %d writes failed", self._url.url, len(group))
             self._fail(group, Unavailable(f"{self._url.url}: write failed ({error!r}): nothing of it was written"))
         self._since_checkpoint += sum(write.size + 64 * write.records for write in group)
+
+    def _set_sync(self, db: sqlite3.Connection, appends: bool) -> None:
+        """Wait for the disk only when there is history in the group.
+
+        What is published is a command, which counts for nothing before its turn, or is derived from turns that are
+        durable. The write-ahead log is synced as a whole: an append makes all that was published before it durable,
+        too, and after a power cut the file is a prefix of what was written, published offsets included.
+        """
+        wanted = "full" if appends else "normal"
+        if self._url.synchronous == "full" and wanted != self._synchronous.get(id(db), "full"):
+            db.execute(f"PRAGMA synchronous={wanted}")
+            self._synchronous[id(db)] = wanted
 
     def _is_behind(self, write: Write) -> bool:
         return write.chain == self._broken.get(write.partition) and write.partition >= 0

@@ -137,7 +137,7 @@ def run_in_process(
     function = getattr(found, "function", found)
     try:
         return function(*args, **kwargs)
-    except BaseException as error:
+    except BaseException as error:  # whatever it is, the parent makes it the step's outcome
         raise _sendable(portable(error))  # noqa: B904 - it is that error
 
 

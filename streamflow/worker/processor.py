@@ -121,11 +121,13 @@ class Processor:
         self._room = asyncio.Event()
         self._idle = asyncio.Event()
         self._scheduled = False
+        self._arrived_at = 0
         self._next_offset = 0
         self._batches: deque[Batch] = deque()
         self._turns_in_flight = 0
         self._publishes = 0
         self._outgoing_in_flight = 0
+        self._unpublished = 0
         self._staged = 0
         self._unacknowledged: dict[str, list[Turn]] = {}
         self._answers: list[Outgoing] = []
@@ -299,6 +301,7 @@ class Processor:
         if self.status in (ProcessorState.ACTIVE, ProcessorState.STOPPING):
             self.core.outcome(info.workflow_id, info.run, outcome)
             self._wake()
+            self._arrived_at = max(self._arrived_at, outcome.started_at)  # a step ends no earlier than it began
 
     # -- decide ------------------------------------------------------------------------------------------------------
 
@@ -309,10 +312,14 @@ class Processor:
     def _wake(self) -> None:
         if not self._scheduled:
             self._scheduled = True
+            self._arrived_at = self.clock.now_ms()
             self._loop.call_soon(self._pass, context=self._context)
 
     def _pass(self) -> None:
-        """Decide on everything that has arrived, and hand the turns to the log."""
+        """Decide on everything that has arrived, and hand the turns to the log.
+
+        Their instant is that of the arrival: how long the pass itself takes makes no timer late.
+        """
         self._scheduled = False
         if self.status not in (ProcessorState.ACTIVE, ProcessorState.STOPPING) or self._failed.done():
             return
@@ -320,7 +327,7 @@ class Processor:
             return  # the acknowledgement wakes it
         try:
             self._staged = 0
-            decided = self.core.decide(self.clock.now_ms())
+            decided = self.core.decide(self._arrived_at)
             self._hand_over(decided)
         except Exception as error:  # a broken invariant must not go on: drop everything, restore from the log
             log_.exception("partition %d: deciding failed", self.partition)
@@ -455,7 +462,12 @@ class Processor:
         )
 
     def _publish(self, records: list[Outgoing], published: int | None) -> None:
-        if not records:
+        if published is not None:
+            self._unpublished += 1
+            if not records and self._unpublished < self.limits.published_offset_batches:
+                return  # nothing leaves the partition: the offset goes with what leaves it next
+            self._unpublished = 0
+        elif not records:
             return
         upto = None if published is None else (self.partition, published)
         future = self.log.publish(records, published=upto)

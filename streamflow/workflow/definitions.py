@@ -377,7 +377,7 @@ class Registry:
         return decorate if function is None else decorate(function)
 
     def include(self, other: Registry) -> None:
-        """Add the steps and workflows of another registry; a name that both have is a `ValueError`; none is added then."""
+        """Add the steps and workflows of another registry; a name that both have is a `ValueError`, and adds none."""
         for step in other.steps.values():
             _check_new(self.steps, step.name, step, what="step")
         for workflow in other.workflows.values():

@@ -36,7 +36,7 @@ async def flaky(index: int) -> int:
 @app.step
 async def forgets_to_await(seconds: float) -> str:
     with recorded():
-        time.sleep(seconds)  # the mistake that is tested: it blocks the event loop
+        time.sleep(seconds)  # noqa: ASYNC251 - the mistake that is tested: it blocks the event loop
     return "done"
 
 

@@ -81,7 +81,7 @@ async def never_awaits() -> None:
 
 @app.workflow
 async def reads_a_file() -> str:
-    return Path("/etc/hostname").read_text()
+    return Path("/etc/hostname").read_text()  # noqa: ASYNC240 - the mistake that is tested
 
 
 @asynccontextmanager
@@ -112,7 +112,7 @@ def test_naive_datetimes_are_refused_with_what_to_write_instead(tmp_path: Path) 
 
 def test_negative_delays_are_refused(tmp_path: Path) -> None:
     async def scenario(client: sf.Client) -> None:
-        with pytest.raises(sf.InvalidArguments, match="delay.*-1"):
+        with pytest.raises(sf.InvalidArguments, match=r"delay.*-1"):
             await client.start(simple, "x", delay=-1)
         with pytest.raises(sf.InvalidArguments, match="timeout"):
             await client.start(simple, "x", timeout=timedelta(seconds=-3))
@@ -144,9 +144,9 @@ def test_a_name_can_be_registered_once() -> None:
 
 def test_arguments_that_the_annotation_refuses_are_refused_at_the_caller(tmp_path: Path) -> None:
     async def scenario(client: sf.Client) -> None:
-        with pytest.raises(sf.InvalidArguments, match="simple.*value"):
+        with pytest.raises(sf.InvalidArguments, match=r"simple.*value"):
             await client.start(simple, 5)  # type: ignore[arg-type]
-        with pytest.raises(sf.WorkflowFailed, match="InvalidArguments.*echo"):
+        with pytest.raises(sf.WorkflowFailed, match=r"InvalidArguments.*echo"):
             await (await client.start(calls_wrongly)).result(timeout=20)
         # By name, the client does not know the function: the run fails instead.
         with pytest.raises(sf.WorkflowFailed, match="InvalidArguments"):
@@ -281,7 +281,7 @@ def test_a_file_that_is_not_ours_is_refused_and_left_alone(tmp_path: Path) -> No
     before = path.read_bytes()
 
     async def main() -> None:
-        with pytest.raises(sf.CorruptLog, match="log.db"):
+        with pytest.raises(sf.CorruptLog, match=r"log\.db"):
             async with app.serve(f"sqlite:///{path}"):
                 raise AssertionError("it must not open")
 

@@ -20,9 +20,9 @@ from streamflow.codec.avro import (
     encode_command,
 )
 from streamflow.config import Limits
-from streamflow.core.commands import Body, Command, FireTimer, StartWorkflow
+from streamflow.core.commands import Body, Command, FireTimer, SignalWorkflow, StartWorkflow
 from streamflow.core.effects import DeadLetter, Reply, TimerRecord
-from streamflow.core.events import HistoryRecord, StepAttemptFailed, StepCompleted, StepFailed
+from streamflow.core.events import HistoryRecord, StepAttemptFailed, StepCompleted, StepFailed, Turn
 from streamflow.core.partition import CodeFactory
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS, Log, Outgoing, Record
 from streamflow.logs.open import open_log
@@ -135,8 +135,10 @@ class HandLog:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.log, name)
 
-    def append(self, partition: int, expected: int, records: Sequence[tuple[bytes, bytes]]) -> asyncio.Future[int]:
-        write = partial(self.log.append, partition, expected, records)
+    def append(
+        self, partition: int, expected_offset: int, records: Sequence[tuple[bytes, bytes]]
+    ) -> asyncio.Future[int]:
+        write = partial(self.log.append, partition, expected_offset, records)
         if not self.hold_appends:
             return write()
         self.appends.append(Held(write, [decode_history(value) for _, value in records]))
@@ -167,7 +169,7 @@ class World:
         self.processor = Processor(
             partition=0,
             owner=owner,
-            log=self.log,  # type: ignore[arg-type]
+            log=self.log,
             store=self.store,
             executor=self.executor,  # type: ignore[arg-type]
             clock=self.clock,
@@ -282,3 +284,11 @@ async def world(
 def dump(store: Store) -> dict[bytes, bytes]:
     """Everything that the store holds."""
     return dict(store.scan(b""))
+
+
+def signal(value: bytes = b"1") -> SignalWorkflow:
+    return SignalWorkflow(name="s", value=value)
+
+
+def turns(history: list[Any]) -> list[Turn]:
+    return [record for record in history if isinstance(record, Turn)]

@@ -4,128 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-import streamflow as sf
-from streamflow.config import PAYLOAD_BYTES_MAX, TRACEBACK_BYTES_MAX, Limits
-from streamflow.core.events import INSTANT_MS_MAX, StepAttemptFailed, StepCompleted, StepFailed
-from streamflow.worker.executor import Attempt, AttemptOutcome, Executor
-from streamflow.workflow.code import StepCall
-from streamflow.workflow.definitions import Registry, Step
-from streamflow.workflow.stepinfo import StepInfo, step_info
+from streamflow.config import Limits
+from streamflow.core.events import StepAttemptFailed, StepCompleted
+from streamflow.worker.executor import Executor
+from streamflow.workflow.stepinfo import step_info
 from tests.worker import steps
+from tests.worker.executing import NOW, Bench, FixedClock, a_step, bench, error_of, run, settle
 
-NOW = 1_000_000
-
-
-class FixedClock:
-    def now_ms(self) -> int:
-        return NOW
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 30))
-
-
-def call_of(step: Step[..., Any], **changes: Any) -> StepCall:
-    call = StepCall(
-        step=step,
-        name=step.name,
-        retry=step.retry or sf.Retry(initial=1, jitter=0),
-        timeout=step.timeout,
-        delay=None,
-        at=None,
-        queue=None,
-        check_args=True,
-    )
-    return replace(call, **changes)
-
-
-class Bench:
-    """An executor, and what it reports."""
-
-    def __init__(self, executor: Executor) -> None:
-        self.executor = executor
-        self.outcomes: dict[int, AttemptOutcome] = {}
-        self.order: list[int] = []
-        self._numbers = 0
-        self._waiters: dict[int, asyncio.Future[AttemptOutcome]] = {}
-
-    def start(
-        self,
-        step: Step[..., Any],
-        *args: Any,
-        attempt: int = 1,
-        owner: object = None,
-        scheduled_at: int = NOW,
-        **changes: Any,
-    ) -> int:
-        number = self._numbers
-        self._numbers += 1
-        self._waiters[number] = asyncio.get_running_loop().create_future()
-        made = Attempt(
-            owner=owner or self,
-            info=StepInfo(workflow_id="w", run=1, step=step.name, number=number, attempt=attempt),
-            call=call_of(step, **changes),
-            args=step.signature.encode_args(args, {}),
-            scheduled_at=scheduled_at,
-            at_most_once=step.at_most_once,
-            report=self.report,
-        )
-        self.executor.start(made)
-        return number
-
-    def report(self, info: StepInfo, outcome: AttemptOutcome) -> None:
-        assert info.number not in self.outcomes, "an attempt reports once"
-        self.outcomes[info.number] = outcome
-        self.order.append(info.number)
-        self._waiters[info.number].set_result(outcome)
-
-    def cancel(self, number: int) -> None:
-        self.executor.cancel(self, "w", 1, number)
-
-    async def outcome(self, number: int) -> AttemptOutcome:
-        return await self._waiters[number]
-
-    async def of(self, step: Step[..., Any], *args: Any, **changes: Any) -> AttemptOutcome:
-        return await self.outcome(self.start(step, *args, **changes))
-
-
-@asynccontextmanager
-async def bench(max_parallel_steps: int = 8, **limits: Any) -> AsyncIterator[Bench]:
-    executor = Executor(FixedClock(), max_parallel_steps=max_parallel_steps, limits=Limits(**limits))
-    try:
-        yield Bench(executor)
-    finally:
-        executor.close()
-        await settle()
-
-
-async def settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
-def a_step(function: Callable[..., Any], **options: Any) -> Step[..., Any]:
-    made: Step[..., Any] = Registry().step(**options)(function)
-    return made
-
-
-def error_of(outcome: AttemptOutcome) -> sf.ErrorInfo:
-    assert isinstance(outcome, (StepFailed, StepAttemptFailed)), outcome
-    return outcome.error
-
-
-# ------------------------------------------------------------------------------------------------ the three kinds
+# ------------------------------------------------------------------------------------------------------ the three kinds
 
 
 def test_an_async_step_runs_on_the_loop_and_a_plain_one_in_a_thread():
@@ -181,10 +75,9 @@ def test_a_process_killed_while_idle_costs_no_attempt():
             first = await it.of(steps.who)
             assert isinstance(first, StepCompleted)
             pid = int(first.result[1:].split(b",")[0])
-            pool = it.executor.processes._idle[0]
+            pool: Any = it.executor.processes._idle[0]
             os.kill(pid, signal.SIGKILL)
-            manager = pool._executor_manager_thread  # type: ignore[attr-defined]
-            await asyncio.to_thread(manager.join)
+            await asyncio.to_thread(pool._executor_manager_thread.join)
             assert isinstance(await it.of(steps.add, 1, 1), StepCompleted)
 
     run(test())
@@ -224,17 +117,16 @@ def test_whatever_a_process_step_raises_comes_back_as_its_error(kind: str, type_
 def test_a_step_that_a_process_could_not_find_is_refused_where_it_is_decorated():
     def local() -> None: ...
 
+    async def asynchronous() -> None: ...
+
     for function in (local, lambda: None):
         with pytest.raises(ValueError, match="at the top of"):
             a_step(function, process=True, name="x")
     with pytest.raises(ValueError, match="async def"):
-
-        async def asynchronous() -> None: ...
-
         a_step(asynchronous, process=True)
 
 
-# ----------------------------------------------------------------------------------------------------- the places
+# ----------------------------------------------------------------------------------------------------------- the places
 
 
 def test_at_most_so_many_attempts_run_at_once_first_come_first_served():
@@ -280,10 +172,10 @@ def test_a_cancelled_attempt_that_waits_never_begins_and_leaves_the_queue_at_onc
             first, second, third = (it.start(step, n) for n in range(3))
             await settle()
             room = asyncio.Event()
-            assert it.executor.is_full
+            was_full = it.executor.is_full
             it.executor.wake_when_room(room)
             it.cancel(second)
-            assert room.is_set() and not it.executor.is_full
+            assert was_full and room.is_set() and not it.executor.is_full
             gate.set()
             await it.outcome(first)
             await it.outcome(third)
@@ -329,7 +221,7 @@ def test_an_attempt_cancelled_before_its_first_step_gives_its_place_back():
     run(test())
 
 
-# --------------------------------------------------------------------------------------------- timeouts and cancels
+# ------------------------------------------------------------------------------------------------- timeouts and cancels
 
 
 def test_a_timeout_ends_an_attempt_whose_code_ignores_cancellation():
@@ -425,7 +317,7 @@ def test_only_the_attempts_of_the_owner_that_goes_are_cancelled():
     run(test())
 
 
-# -------------------------------------------------------------------------------------- what does not end the worker
+# ----------------------------------------------------------------------------------------- what does not end the worker
 
 
 async def cancels() -> None:
@@ -548,171 +440,6 @@ def test_a_step_sees_the_context_of_the_worker_and_leaves_nothing_in_it():
             numbers = [it.start(a_step(spoil)) for _ in range(3)]
             outcomes = [await it.outcome(number) for number in numbers]
             assert [outcome.result for outcome in outcomes] == [b'"the worker\'s"'] * 3  # type: ignore[union-attr]
-
-    run(test())
-
-
-# ------------------------------------------------------------------------------------------------ values and errors
-
-
-def test_values_that_do_not_fit_fail_the_step_for_good():
-    async def wrong() -> int:
-        return "no int"  # type: ignore[return-value]
-
-    async def no_json() -> Any:
-        return object()
-
-    async def nan() -> float:
-        return math.nan
-
-    async def large() -> str:
-        return "x" * PAYLOAD_BYTES_MAX
-
-    async def test():
-        async with bench() as it:
-            for function in (wrong, no_json, nan):
-                outcome = await it.of(a_step(function))
-                assert isinstance(outcome, StepFailed)
-                assert outcome.error.type == "streamflow.errors.InvalidArguments"
-                assert function.__name__ in outcome.error.message
-            outcome = await it.of(a_step(large))
-            assert isinstance(outcome, StepFailed)
-            assert outcome.error.type == "streamflow.errors.PayloadTooLarge"
-            assert "the result of step large has 900,002 bytes" in outcome.error.message
-
-    run(test())
-
-
-def test_recorded_arguments_that_no_longer_fit_fail_the_step_for_good():
-    async def takes(n: int) -> None: ...
-
-    async def test():
-        async with bench() as it:
-            step = a_step(takes)
-            step.signature.encode_args = lambda args, kwargs: b'["text"]'  # type: ignore[method-assign]
-            outcome = await it.of(step)
-            assert isinstance(outcome, StepFailed)
-            assert outcome.error.type == "streamflow.errors.InvalidArguments"
-
-    run(test())
-
-
-class Refused(Exception):
-    """Somebody's own error."""
-
-
-async def refuses(kind: str = "refused") -> None:
-    match kind:
-        case "refused":
-            raise Refused("no")
-        case "later":
-            raise sf.RetryAfter(7, "busy")
-        case "much later":
-            raise sf.RetryAfter(1e13, "next geological era")
-        case "endless":
-            raise sf.RetryAfter(math.inf)
-        case "never":
-            raise sf.NonRetryable("no use")
-
-
-def boom(error: BaseException, attempt: int) -> float:
-    raise SystemExit("when")
-
-
-@pytest.mark.parametrize(
-    ("kind", "retry", "attempt", "delay"),
-    [
-        ("refused", sf.Retry(initial=2, jitter=0), 1, 2000),
-        ("refused", sf.Retry(initial=2, jitter=0), 2, 4000),
-        ("refused", sf.Retry(max_attempts=2), 2, None),
-        ("refused", sf.Retry(on=(ValueError,)), 1, None),
-        ("refused", sf.Retry(on=Refused, initial=1, jitter=0), 1, 1000),
-        ("refused", sf.Retry(unless=Refused), 1, None),
-        ("refused", sf.Retry(when=lambda error, attempt: attempt * 3.0), 2, 6000),
-        ("refused", sf.Retry(when=lambda error, attempt: False), 1, None),
-        ("refused", sf.Retry(initial=2, jitter=0, max_elapsed=10), 1, None),
-        ("refused", sf.Retry(initial=2, jitter=0, max_elapsed=62), 1, 2000),
-        ("refused", sf.Retry.never, 1, None),
-        ("later", sf.Retry(), 1, 7000),
-        ("never", sf.Retry(max_attempts=None), 1, None),
-    ],
-)
-def test_the_policy_decides_on_the_error_itself(kind: str, retry: sf.Retry, attempt: int, delay: int | None):
-    async def test():
-        async with bench() as it:
-            outcome = await it.of(a_step(refuses), kind, retry=retry, attempt=attempt, scheduled_at=NOW - 60_000)
-            if delay is None:
-                assert isinstance(outcome, StepFailed)
-            else:
-                assert isinstance(outcome, StepAttemptFailed)
-                assert (outcome.attempt, outcome.retry_at) == (attempt, NOW + delay)
-
-    run(test())
-
-
-def test_a_policy_that_breaks_fails_the_step_with_its_own_error():
-    async def test():
-        async with bench() as it:
-            broken = sf.Retry(when=lambda error, attempt: "soon")  # type: ignore[arg-type, return-value]
-            outcome = await it.of(a_step(refuses), retry=broken)
-            assert isinstance(outcome, StepFailed) and "Retry.when" in outcome.error.message
-            assert "Refused: no" in outcome.error.traceback
-            outcome = await it.of(a_step(refuses), retry=sf.Retry(when=boom))
-            assert isinstance(outcome, StepFailed) and outcome.error.type == "SystemExit"
-            outcome = await it.of(a_step(refuses), "endless")
-            assert isinstance(outcome, StepFailed) and "RetryAfter.seconds" in outcome.error.message
-
-    run(test())
-
-
-def test_an_attempt_after_the_end_of_the_calendar_still_fits_a_record():
-    async def test():
-        async with bench() as it:
-            outcome = await it.of(a_step(refuses), "much later")
-            assert isinstance(outcome, StepAttemptFailed)
-            assert outcome.retry_at == INSTANT_MS_MAX
-
-    run(test())
-
-
-def test_an_at_most_once_step_is_never_tried_again():
-    async def test():
-        async with bench() as it:
-            assert isinstance(await it.of(a_step(refuses, at_most_once=True), "later"), StepFailed)
-
-    run(test())
-
-
-def test_an_error_keeps_its_qualified_type_its_text_and_the_end_of_its_traceback():
-    def deep(n: int) -> None:
-        if n:
-            deep(n - 1)
-        raise Refused("\ud800 is no text €" + "é" * 20_000)
-
-    async def fails() -> None:
-        try:
-            deep(2)
-        except Refused as error:
-            raise LookupError("ü" * 30_000) from error
-
-    async def unspeakable() -> None:
-        class Silent(Exception):
-            def __str__(self) -> str:
-                raise ValueError
-
-        raise Silent
-
-    async def test():
-        async with bench() as it:
-            error = error_of(await it.of(a_step(refuses)))
-            assert (error.type, error.message) == (f"{__name__}.Refused", "no")
-            assert error.traceback.rstrip().endswith("Refused: no") and "in refuses" in error.traceback
-            error = error_of(await it.of(a_step(fails)))
-            assert error.type == "LookupError" and error.message == "ü" * 8192
-            assert len(error.traceback.encode()) <= TRACEBACK_BYTES_MAX + 3
-            assert error.traceback.startswith("…") and error.traceback.rstrip().endswith("ü")
-            error = error_of(await it.of(a_step(unspeakable)))
-            assert error.message == "(its text could not be made: ValueError)"
 
     run(test())
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from streamflow.codec.avro import encode_history
 from streamflow.core.events import (
     Claim,
+    Event,
     HistoryRecord,
     RunCompleted,
     RunCreated,
@@ -37,18 +38,18 @@ def claim(term: int, at: int = 0) -> Claim:
 
 def turn(term: int, seq: int, number: int, *, workflow_id: str = "w", consumed: int = 0, at: int = 0) -> Turn:
     """The turn `number` of a run that starts in its first and hears a signal in each other."""
-    events = (
+    events: list[Event] = (
         [RunCreated(workflow="x", args=b"[]"), RunStarted()]
         if number == 1
         else [SignalReceived(signal=number - 2, name="s", value=b"%d" % number)]
     )
-    return Turn(workflow_id=workflow_id, turn=number, term=term, seq=seq, at=at, consumed=consumed, events=list(events))
+    return Turn(workflow_id=workflow_id, turn=number, term=term, seq=seq, at=at, consumed=consumed, events=events)
 
 
 def parts(term: int, seq: int, number: int) -> list[Turn]:
     """The turn with three signals in three parts."""
-    events = [SignalReceived(signal=number - 2 + i, name="s", value=b"0") for i in range(3)]
-    whole = Turn(workflow_id="w", turn=number, term=term, seq=seq, at=0, consumed=number, events=list(events))
+    events: list[Event] = [SignalReceived(signal=number - 2 + i, name="s", value=b"0") for i in range(3)]
+    whole = Turn(workflow_id="w", turn=number, term=term, seq=seq, at=0, consumed=number, events=events)
     return split(whole, [10, 10, 10], bytes_max=10)
 
 
@@ -212,7 +213,7 @@ def test_a_long_restore_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capl
 
     async def test():
         log = await open_log("memory://restore?partitions=1", app="test")
-        history = [claim(1), *[turn(1, n, n) for n in range(1, 8)]]
+        history: list[HistoryRecord] = [claim(1), *[turn(1, n, n) for n in range(1, 8)]]
         await log.append(0, 0, [(b"", encode_history(entry)) for entry in history])
         state = PartitionState(MemoryStore())
         with caplog.at_level(logging.INFO, logger="streamflow.worker"):

@@ -146,7 +146,7 @@ def test_a_deleted_run_leaves_nothing(store: Store):
 def test_a_new_store_stands_at_the_beginning(store: Store):
     state = PartitionState(store)
     assert (state.row(), state.applied_offset) == (PartitionRow(), 0)
-    assert state.turns("x") == state.current_turns("x") == state.needing_attention() == []
+    assert not state.turns("x") and not state.current_turns("x") and not state.needing_attention()
 
 
 def test_a_run_needs_attention_while_it_has_open_attempts_or_is_blocked():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from streamflow.worker.threads import DaemonThreads
+from tests.waiting import until
 
 CONTEXT = contextvars.Context()
 
@@ -103,8 +104,7 @@ def test_a_stuck_thread_is_replaced_and_ends_when_it_comes_back(caplog: pytest.L
         assert threads._threads == 2
         gate.set()
         assert await waits == "at last"
-        while threads._stuck:
-            await asyncio.sleep(0)
+        await until(lambda: not threads._stuck)
         assert threads._threads == 1
         threads.close()
 
@@ -136,8 +136,7 @@ def test_a_thread_that_comes_back_after_the_loop_is_closed_just_ends():
     async def test():
         pool = DaemonThreads(1, stuck_max=0)
         future = pool.run(hangs, CONTEXT.copy())
-        while not threads:
-            await asyncio.sleep(0)
+        await until(lambda: threads)
         pool.give_up(future)
         pool.close()
 

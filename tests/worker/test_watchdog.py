@@ -14,7 +14,7 @@ import pytest
 from streamflow.metrics import LOOP_BLOCKED
 from streamflow.worker import watchdog
 from streamflow.worker.watchdog import Watchdog
-from tests.worker.test_executor import a_step, bench, run
+from tests.worker.executing import a_step, bench, run
 
 
 class Heard(logging.Handler):

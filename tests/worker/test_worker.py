@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from streamflow.logs.base import HISTORY, Log
 from streamflow.logs.open import open_log
 from streamflow.worker import Worker
 from streamflow.worker.processor import ProcessorState
+from tests import waiting
 from tests.worker.harness import settle
 
 _names = itertools.count()
@@ -88,10 +90,16 @@ async def working(app: sf.App, log: Log, **options: Any) -> AsyncIterator[Worker
 
 async def until(worker: Worker, *partitions: int) -> None:
     """Wait until the worker owns exactly these partitions."""
-    while {number for number, found in worker.processors.items() if found.status is ProcessorState.ACTIVE} != set(
-        partitions
-    ):
-        await asyncio.sleep(0.001)
+
+    def owned() -> set[int]:
+        return {number for number, found in worker.processors.items() if found.status is ProcessorState.ACTIVE}
+
+    await waiting.until(lambda: owned() == set(partitions))
+
+
+async def until_shared(*workers: Worker) -> None:
+    """Wait until each of two workers has its half of the four partitions."""
+    await waiting.until(lambda: all(len(worker.processors) == 2 for worker in workers))
 
 
 # ------------------------------------------------------------------------------------------------------------ together
@@ -101,21 +109,25 @@ def test_two_workers_share_the_partitions_and_one_takes_over_from_the_other(url:
     app = an_app()
 
     async def test():
-        async with opened(url, app) as log, opened(url, app) as other, opened(url, app) as third:
-            async with working(app, log) as first, Client(third, app) as client:
-                await until(first, 0, 1, 2, 3)
-                waiting = [await client.start("waits") for _ in range(12)]
-                async with working(app, other) as second:
-                    while len(first.processors) != 2 or len(second.processors) != 2:
-                        await asyncio.sleep(0.001)
-                    handles = [await client.start("line", 3) for _ in range(20)]
-                    assert await asyncio.gather(*(handle.result(timeout=30) for handle in handles)) == [3] * 20
-                    await first.stop()
-                    await until(second, 0, 1, 2, 3)
-                    for handle in waiting:
-                        await handle.signal("go", handle.id)
-                    found = await asyncio.gather(*(handle.result(timeout=30) for handle in waiting))
-                    assert found == [handle.id for handle in waiting]
+        async with (
+            opened(url, app) as log,
+            opened(url, app) as other,
+            opened(url, app) as third,
+            working(app, log) as first,
+            Client(third, app) as client,
+        ):
+            await until(first, 0, 1, 2, 3)
+            waits = [await client.start("waits") for _ in range(12)]
+            async with working(app, other) as second:
+                await until_shared(first, second)
+                handles = [await client.start("line", 3) for _ in range(20)]
+                assert await asyncio.gather(*(handle.result(timeout=30) for handle in handles)) == [3] * 20
+                await first.stop()
+                await until(second, 0, 1, 2, 3)
+                for handle in waits:
+                    await handle.signal("go", handle.id)
+                found = await asyncio.gather(*(handle.result(timeout=30) for handle in waits))
+                assert found == [handle.id for handle in waits]
 
     run(test())
 
@@ -129,8 +141,7 @@ def test_a_stopped_worker_leaves_no_task_and_no_thread(url: str):
             before, threads = asyncio.all_tasks(), set(threading.enumerate())
             interval = sys.getswitchinterval()
             async with working(app, log) as first, working(app, log) as second:
-                while len(first.processors) != 2 or len(second.processors) != 2:
-                    await asyncio.sleep(0.001)
+                await until_shared(first, second)
                 assert sys.getswitchinterval() < interval
             await settle()
             assert asyncio.all_tasks() == before
@@ -154,13 +165,13 @@ def test_starting_and_stopping_twice_is_fine_also_at_the_same_time(memory: str):
             worker = Worker(app, log)
             await worker.start()
             await worker.start()
-            waiting = asyncio.ensure_future(worker.wait())
+            ending = asyncio.ensure_future(worker.wait())
             await until(worker, 0, 1, 2, 3)
-            assert not waiting.done()
+            assert not ending.done()
             await asyncio.gather(worker.stop(), worker.stop())
             await worker.stop()
-            await waiting
-            assert worker.partitions == worker.processors == {}
+            await ending
+            assert not worker.partitions and not worker.processors
 
     run(test())
 
@@ -200,8 +211,7 @@ def test_a_worker_that_cannot_join_leaves_nothing_behind_and_may_try_again(tmp_p
             assert set(threading.enumerate()) == threads and sys.getswitchinterval() == interval
             log.join = join  # type: ignore[method-assign]
             await worker.start()
-            while not worker.processors:
-                await asyncio.sleep(0.001)
+            await waiting.until(lambda: worker.processors)
             await worker.stop()
 
     run(test())
@@ -306,7 +316,7 @@ def test_a_partition_that_fails_while_it_is_given_up_is_not_begun_again(memory: 
         async with opened(memory, app) as log, working(app, log) as worker:
             await until(worker, 0, 1, 2, 3)
             for processor in worker.processors.values():
-                processor.stop = lambda processor=processor: processor._fail(Unavailable("now"))  # type: ignore[method-assign, misc]
+                processor.stop = partial(processor._fail, Unavailable("now"))  # type: ignore[method-assign]
             began = asyncio.get_running_loop().time()
             await worker.stop()
             assert asyncio.get_running_loop().time() - began < 5
@@ -335,8 +345,7 @@ def test_a_partition_that_cannot_be_released_at_once_is_released_later(
 
             first._membership.release = busy  # type: ignore[method-assign]
             async with working(app, other) as second:
-                while len(second.processors) != 2:
-                    await asyncio.sleep(0.001)
+                await until_shared(second)
             assert "cannot be released: database is locked" in caplog.text
 
     run(test())
@@ -357,8 +366,7 @@ def test_a_partition_that_came_and_went_before_anybody_looked_is_free_for_the_ot
                     shares[name] = shown
 
             watching = [asyncio.ensure_future(watch("first", first)), asyncio.ensure_future(watch("second", second))]
-            while shares["first"] | shares["second"] != {0, 1, 2, 3}:
-                await asyncio.sleep(0.001)
+            await waiting.until(lambda: shares["first"] | shares["second"] == {0, 1, 2, 3})
             await first.leave()
             await second.leave()
             await asyncio.wait(watching)
@@ -404,6 +412,7 @@ def test_local_state_survives_a_restart_and_is_only_read_on(tmp_path: Path):
     url = f"sqlite:///{tmp_path}/log.db?partitions=2"
 
     async def test():
+        applied = 0
         for _ in range(2):
             async with opened(url, app) as log, working(app, log) as worker, Client(log, app) as client:
                 handle = await client.start("line", 2, id="w", if_exists="restart")

@@ -1,0 +1,17 @@
+"""Waiting for what announces itself nowhere: asked again and again, until a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+DEADLINE_SECONDS = 20.0
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Wait until it holds; fail after the deadline."""
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + DEADLINE_SECONDS
+    while not true():
+        assert loop.time() < give_up_at, f"it did not hold within {DEADLINE_SECONDS} s"
+        await asyncio.sleep(0.001)  # tidy: what is waited for has no event
