@@ -119,7 +119,9 @@ class SqliteLog:
         self._wakeups: Wakeups
 
     async def _open(self, *, create: bool) -> None:
-        self._writer = Writer(self._url, self._path, self._app, create=create, loop=self._loop, finished=self._finished_in_thread)
+        self._writer = Writer(
+            self._url, self._path, self._app, create=create, loop=self._loop, finished=self._finished_in_thread
+        )
         self._writer.start()
         try:
             self._row = await self._writer.opened
@@ -226,7 +228,8 @@ class SqliteLog:
         if not group:
             return  # the log was closed meanwhile
         began = time.monotonic()
-        if not self._in_thread and began >= self._not_here_before and self._writer.write_now(self._write_db, group):
+        here = not self._in_thread and not self._writer.checkpointing and began >= self._not_here_before
+        if here and self._writer.write_now(self._write_db, group):
             ended = time.monotonic()
             if ended - began > COMMIT_HERE_SECONDS_MAX:
                 self._not_here_before = ended + SLOW_DISK_SECONDS

@@ -54,6 +54,9 @@ SWEEP_SECONDS: Final = 600
 SWEEP_ROWS_MAX: Final = 1_000
 """Old tombstones are deleted every ten minutes, when idle, a bounded number at a time."""
 
+ROWS_HERE_MAX: Final = 16
+"""Rows that the event loop commits itself: more of them are worth a hand-over, and the other core."""
+
 APPEND, PUBLISH, PUBLISH_COMPACTED, PUBLISHED = 1, 2, 3, 4
 """Kinds of rows; 0 is padding up to a statement's size and does nothing."""
 
@@ -145,6 +148,8 @@ class Writer(threading.Thread):
         self._topics: dict[str, int] = {}
         self._partitions = 0
         self._since_checkpoint = 0
+        self.checkpointing = False
+        """Whether the thread folds the write-ahead log back: only without writes meanwhile is that ever complete."""
         self._synchronous: dict[int, str] = {}
         """By connection: the thread's, and the loop's."""
         self._next_sweep = time.monotonic()
@@ -164,7 +169,7 @@ class Writer(threading.Thread):
             if write.outgoing or write.topics or self._is_behind(write):
                 return False
             rows += write.rows
-        if len(rows) > _CHUNKS[-1] * _COLUMNS:
+        if len(rows) > ROWS_HERE_MAX * _COLUMNS or self._since_checkpoint >= CHECKPOINT_BYTES_MAX:
             return False
         if rows:
             try:
@@ -175,7 +180,7 @@ class Writer(threading.Thread):
         before = self._since_checkpoint
         self._since_checkpoint += sum(write.size + 64 * write.records for write in group)
         if before < CHECKPOINT_IDLE_BYTES <= self._since_checkpoint:
-            self._queue.put(Write(self._loop.create_future()))  # an empty write: the thread looks up, and waits for idle
+            self._queue.put(Write(self._loop.create_future()))  # empty: the thread looks up, and waits for idle
         return True
 
     def stop(self) -> None:
@@ -206,9 +211,12 @@ class Writer(threading.Thread):
             group, open_ = self._take()
             if group:
                 self._write(db, group)
+            self.checkpointing = self._since_checkpoint >= (CHECKPOINT_BYTES_MAX if group else CHECKPOINT_IDLE_BYTES)
+            if group:
                 self._tell(self._finished, group)
-            if self._since_checkpoint >= (CHECKPOINT_BYTES_MAX if group else CHECKPOINT_IDLE_BYTES):
+            if self.checkpointing:
                 self._checkpoint(db)
+                self.checkpointing = False
             if not group and open_ and time.monotonic() >= self._next_sweep:
                 self._sweep(db)
 

@@ -11,8 +11,8 @@ Rules:
 
 Index, big-endian so that byte order is time order:
 
-    t <next ms> <key>  ->  value                 `next`: when to send it (again)
-    k <key>            ->  <next ms> <fire_at>
+    t <next ms> <key>  ->  command               `next`: when to send it (again); the command is made when it is set,
+    k <key>            ->  <next ms> <fire_at>   since then there is time: thousands may come due at one moment
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from streamflow.errors import Unavailable
-from streamflow.logs.base import TIMERS, Log, Outgoing, Record
+from streamflow.logs.base import COMMANDS, TIMERS, Log, Outgoing, Record
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
 
@@ -62,14 +62,15 @@ NEVER: Final = (1 << 63) - 1
 class _Due(NamedTuple):
     key: bytes
     next_ms: int
-    value: bytes
+    command: bytes
 
 
 class TimerService:
     """Fires the timers of one partition. `run` it until cancelled; the store belongs to the caller.
 
-    `fire_at_of(value)` says when (ms), `fire_command(key, value)` makes the record to publish then, and `on_fired` is
-    told the lateness in seconds of each timer that was sent for the first time.
+    `fire_at_of(value)` says when (ms), `fire_command(key, value)` makes the record to publish then, a command of this
+    partition (it is called when the timer is set), and `on_fired` is told the lateness in seconds of each timer that
+    was sent for the first time.
     """
 
     def __init__(
@@ -131,10 +132,11 @@ class TimerService:
             indexed = self._store.get(b"k" + key)
             next_ms, fire_at = TIMES.unpack(indexed) if indexed is not None else (NEVER, NEVER)
             if value is not None:
+                command = self._command(key, value)
                 if (wanted := self._fire_at(value)) == fire_at:  # the same again: sent stays sent
-                    puts[_row(next_ms, key)] = value
+                    puts[_row(next_ms, key)] = command
                     continue
-                puts[_row(wanted, key)] = value
+                puts[_row(wanted, key)] = command
                 puts[b"k" + key] = TIMES.pack(wanted, wanted)
                 earliest_ms = min(earliest_ms, wanted)
                 if next_ms == wanted:  # that row is the one just put
@@ -158,25 +160,27 @@ class TimerService:
                 continue
             await self._pace(len(due))
             try:
-                await self._log.publish([self._fire_command(timer.key, timer.value) for timer in due])
+                await self._log.publish([self._outgoing(timer.command) for timer in due])
             except Unavailable as error:
                 log_.warning("partition %d: timers wait: %s; trying again in %.1f s", self.partition, error, backoff)
                 await self._clock.wait(asyncio.Event(), backoff)
                 backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
                 continue
             backoff = BACKOFF_SECONDS
+            # First let those who wait for the commands take them: book-keeping makes nobody late but the next batch.
+            await asyncio.sleep(0)
             self._sent(due)
 
     def _look(self, now_ms: int) -> tuple[list[_Due], int]:
         """The timers that are due now, at most a batch, and when the first of the others is."""
         due: list[_Due] = []
-        for row, value in self._store.scan(b"t", start=_row(self._from_ms, b""), limit=self._batch_max + 1):
+        for row, command in self._store.scan(b"t", start=_row(self._from_ms, b""), limit=self._batch_max + 1):
             next_ms = int.from_bytes(row[1:9], "big")
             if not due:
                 self._from_ms = next_ms
             if next_ms > now_ms or len(due) == self._batch_max:
                 return due, next_ms
-            due.append(_Due(row[9:], next_ms, value))
+            due.append(_Due(row[9:], next_ms, command))
         return due, NEVER
 
     async def _sleep_until(self, next_ms: int, now_ms: int) -> None:
@@ -203,17 +207,26 @@ class TimerService:
         puts: dict[bytes, bytes] = {}
         deletes: list[bytes] = []
         for timer in due:
-            fire_at = self._fire_at(timer.value)
-            if self._on_fired is not None and timer.next_ms == fire_at:
-                self._on_fired((now_ms - fire_at) / 1000)
             indexed = self._store.get(b"k" + timer.key)
-            if indexed != TIMES.pack(timer.next_ms, fire_at):
+            next_ms, fire_at = TIMES.unpack(indexed) if indexed is not None else (NEVER, NEVER)
+            if next_ms != timer.next_ms:
                 continue
+            if self._on_fired is not None and next_ms == fire_at:
+                self._on_fired((now_ms - fire_at) / 1000)
             again_ms = now_ms + min(max(now_ms - fire_at, RESEND_MS), RESEND_MS_MAX)
             deletes.append(_row(timer.next_ms, timer.key))
-            puts[_row(again_ms, timer.key)] = timer.value
+            puts[_row(again_ms, timer.key)] = timer.command
             puts[b"k" + timer.key] = TIMES.pack(again_ms, fire_at)
         self._store.write(puts, deletes, applied_offset=self._store.applied_offset)
+
+    def _command(self, key: bytes, value: bytes) -> bytes:
+        made = self._fire_command(key, value)
+        assert made.partition == self.partition and made.value is not None, made
+        return len(made.key).to_bytes(2, "big") + made.key + made.value
+
+    def _outgoing(self, command: bytes) -> Outgoing:
+        end = 2 + int.from_bytes(command[:2], "big")
+        return Outgoing(COMMANDS, self.partition, command[2:end], command[end:])
 
     def _fire_at(self, value: bytes) -> int:
         # Before 1970 is overdue like any other past, and would not sort.

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from prometheus_client import Counter
@@ -21,6 +22,7 @@ from streamflow.cli.main import cli
 from tests.cli import driver
 
 README = (driver.ROOT / "README.md").read_text()
+COMMANDS = cli.list_commands(click.Context(cli))
 LINE_OF_FIRST_CODE_MAX = 25
 
 
@@ -97,21 +99,19 @@ def test_the_tests_pass(folder: Path, name: str):
 
 
 def test_the_programs_are_well_typed_and_formatted(folder: Path):
-    for command in (
-        ["mypy", "--strict", "hello.py", "shop.py", "drive.py"],
-        ["ruff", "format", "--check", "--line-length=120"],
-    ):
+    names = ["hello.py", "shop.py", "drive.py"]
+    for command in (["mypy", "--strict", *names], ["ruff", "format", "--check", "--line-length=120", "."]):
         done = python(folder, "-m", *command)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-# ------------------------------------------------------------------------------------------------------- what it names
+# -------------------------------------------------------------------------------------------------------- what it names
 
 
 def test_every_command_is_in_the_readme_and_every_command_there_exists():
     listed = [re.fullmatch(r"`streamflow (\w+)`", row[0]) for row in table("command")]
-    assert sorted(match[1] for match in listed if match) == sorted(cli.commands)
-    assert {match[1] for match in re.finditer(r"`streamflow (\w+)", README)} <= cli.commands.keys()
+    assert sorted(match[1] for match in listed if match) == sorted(COMMANDS)
+    assert {match[1] for match in re.finditer(r"`streamflow (\w+)", README)} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("line", shell_lines("streamflow"), ids=lambda line: line[0])
@@ -123,7 +123,8 @@ def test_the_options_of_the_commands_exist(line: Sequence[str]):
 
 
 def test_every_command_has_help_and_takes_json():
-    for name in cli.commands:
+    assert len(COMMANDS) > 10
+    for name in COMMANDS:
         shown = CliRunner().invoke(cli, [name, "--help"])
         assert shown.exit_code == 0 and "--json" in shown.output and "Example" in shown.output, name
 
@@ -153,7 +154,7 @@ def test_the_files_that_it_names_exist():
         assert (driver.ROOT / path).is_file(), path
 
 
-# ------------------------------------------------------------------------------------------------------ what it promises
+# ----------------------------------------------------------------------------------------------------- what it promises
 
 
 def test_a_new_users_workflow_survives_kill_9(folder: Path):
