@@ -19,7 +19,7 @@ TRACEBACK_BYTES_MAX: Final = 16_384
 class Limits(Struct, frozen=True, kw_only=True):
     """The limits of one worker process."""
 
-    live_runs_max: int = 1_024
+    live_runs_max: int = 512
     """Runs kept in memory with their code per partition; a parked run costs about 6 KiB, a reload about 0.3 ms."""
 
     decided_turns_unacknowledged_max: int = 4_096

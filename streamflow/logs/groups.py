@@ -35,53 +35,34 @@ def assign(partitions: int, members: Iterable[str], holders: Mapping[int, str]) 
 class Share:
     """One member's view: what it holds, less what it must give up or lost.
 
-    A partition that was shown and vanished comes back only after `release`: otherwise a member that is still stopping
-    it would take its own late `release` for that of the new tenure.
+    A partition that its consumer took and that vanished comes back only after `release`: otherwise a member that is
+    still stopping it would take its own late `release` for that of the new tenure. What the consumer never took, being
+    busy while it came and went, nobody will stop and release: it is given up at once, as a stray.
     """
 
     def __init__(self) -> None:
         self.shown: frozenset[int] = frozenset()
         self.stopping: set[int] = set()
+        self._taken: set[int] = set()
 
     def update(self, held: Iterable[int], planned: Iterable[int]) -> bool:
         """Take in what is held and planned for this member now; True when `shown` changed."""
         wanted = frozenset(held) & frozenset(planned)
-        self.stopping |= self.shown - wanted
+        self.stopping |= (self.shown - wanted) & self._taken
         before, self.shown = self.shown, wanted - self.stopping
         return self.shown != before
+
+    def strays(self, held: Iterable[int]) -> frozenset[int]:
+        """What is held and neither shown nor being stopped: to be given up at once."""
+        return frozenset(held) - self.shown - self.stopping
+
+    def take(self) -> frozenset[int]:
+        """The consumer takes what is shown now."""
+        self._taken |= self.shown
+        return self.shown
 
     def release(self, partition: int) -> None:
         """The member has stopped the partition (of its own accord if it was still shown)."""
         self.stopping.discard(partition)
+        self._taken.discard(partition)
         self.shown -= {partition}
-
-
-class Views:
-    """What a member's consumer was given of what it was shown.
-
-    A consumer that is busy sees only the newest set. A partition that came and went meanwhile it never began, so it
-    will not stop and release it either: that is then done for it.
-    """
-
-    def __init__(self) -> None:
-        self._given: frozenset[int] = frozenset()
-        self._unseen: set[int] = set()
-
-    def show(self, shown: frozenset[int]) -> None:
-        """The member is shown this set now."""
-        self._unseen |= shown - self._given
-
-    def give(self, shown: frozenset[int]) -> frozenset[int]:
-        """The consumer takes the newest set; returns what to release in its place."""
-        missed = self._unseen - shown
-        self._given, self._unseen = shown, set()
-        return frozenset(missed)
-
-    def release(self, partition: int) -> None:
-        """The consumer has stopped the partition."""
-        self._given -= {partition}
-        self._unseen.discard(partition)
-
-    def retry(self, partition: int) -> None:
-        """The release of a missed partition failed: it is missed again."""
-        self._unseen.add(partition)

@@ -29,7 +29,7 @@ from streamflow.logs.checks import (
     no_app,
     wrong_partitions,
 )
-from streamflow.logs.groups import Share, Views, assign
+from streamflow.logs.groups import Share, assign
 from streamflow.logs.open import PARTITIONS_DEFAULT, LocalUrl
 
 _brokers: Final[dict[str, _Broker]] = {}
@@ -78,16 +78,21 @@ class _App:
 
     def rebalance(self) -> None:
         """Give free partitions to those that should own them, and show every member its share."""
-        plan = assign(self.partitions, self.members, self.owners)
-        for partition, name in plan.items():
-            if partition not in self.owners and partition not in self.members[name].share.stopping:
-                self.owners[partition] = name
-        for name, member in self.members.items():
-            held = [partition for partition, holder in self.owners.items() if holder == name]
-            planned = [partition for partition, holder in plan.items() if holder == name]
-            if member.share.update(held, planned):
-                member.views.show(member.share.shown)
-                member.changed.set()
+        strays = True
+        while strays:
+            plan = assign(self.partitions, self.members, self.owners)
+            for partition, name in plan.items():
+                if partition not in self.owners and partition not in self.members[name].share.stopping:
+                    self.owners[partition] = name
+            strays = False
+            for name, member in self.members.items():
+                held = [partition for partition, holder in self.owners.items() if holder == name]
+                planned = [partition for partition, holder in plan.items() if holder == name]
+                if member.share.update(held, planned):
+                    member.changed.set()
+                for partition in member.share.strays(held):
+                    del self.owners[partition]
+                    strays = True
 
 
 class _Broker:
@@ -290,7 +295,6 @@ class MemoryMembership:
 
     def __init__(self, topics: _App, owner: str) -> None:
         self.share = Share()
-        self.views = Views()
         self.changed = asyncio.Event()
         self._topics, self._owner, self._left = topics, owner, False
 
@@ -300,16 +304,13 @@ class MemoryMembership:
         while not self._left:
             await self.changed.wait()
             self.changed.clear()
-            for partition in self.views.give(self.share.shown):
-                await self.release(partition)
             if not self._left:
-                yield self.share.shown
+                yield self.share.take()
 
     async def release(self, partition: int) -> None:
         if self._left:
             return
         self.share.release(partition)
-        self.views.release(partition)
         if self._topics.owners.get(partition) == self._owner:
             del self._topics.owners[partition]
         self._topics.rebalance()

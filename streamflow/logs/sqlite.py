@@ -234,7 +234,10 @@ class SqliteLog:
             if ended - began > COMMIT_HERE_SECONDS_MAX:
                 self._not_here_before = ended + SLOW_DISK_SECONDS
             self._finished(group)
-            return
+            if not self._writer.wants_a_look:
+                return
+            self._writer.wants_a_look = False
+            group = [Write(self._loop.create_future())]
         self._in_thread += len(group)
         for write in group:
             self._writer.submit(write)

@@ -32,7 +32,7 @@ from urllib.parse import quote
 
 from streamflow.errors import InvalidArguments, StreamflowError, Unavailable
 from streamflow.ids import check_id
-from streamflow.logs.groups import Share, Views, assign
+from streamflow.logs.groups import Share, assign
 from streamflow.logs.open import LocalUrl
 from streamflow.logs.sqlite_file import AppRow, connect, transaction, translate
 from streamflow.logs.sqlite_locks import MemberFiles
@@ -67,20 +67,13 @@ class SqliteMembership:
         self, url: LocalUrl, path: Path, app: str, row: AppRow, owner: str, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._loop = loop
-        self._shown: frozenset[int] = frozenset()
-        self._views = Views()
         self._changed = asyncio.Event()
         self._left = False
-        self._thread = _Heartbeat(url, path, app, row, owner, loop, self._show)
+        self._thread = _Heartbeat(url, path, app, row, owner, loop, self._changed.set)
 
     async def _start(self) -> None:
         self._thread.start()
         await self._thread.joined
-
-    def _show(self, partitions: frozenset[int]) -> None:
-        self._shown = partitions
-        self._views.show(partitions)
-        self._changed.set()
 
     async def assignments(self) -> AsyncIterator[frozenset[int]]:
         """See the port. Ends after `leave`."""
@@ -88,21 +81,10 @@ class SqliteMembership:
         while not self._left:
             await self._changed.wait()
             self._changed.clear()
-            for partition in self._views.give(self._shown):
-                await self._release_missed(partition)
             if not self._left:
-                yield self._shown
-
-    async def _release_missed(self, partition: int) -> None:
-        try:
-            await self.release(partition)
-        except Unavailable as error:  # the file is busy: at the next look
-            _log.warning("%s", error)
-            self._views.retry(partition)
-            self._loop.call_later(CHECK_SECONDS, self._changed.set)
+                yield self._thread.take()
 
     async def release(self, partition: int) -> None:
-        self._views.release(partition)
         if not self._left:
             await self._thread.release(partition)
 
@@ -125,13 +107,13 @@ class _Heartbeat(threading.Thread):
         row: AppRow,
         owner: str,
         loop: asyncio.AbstractEventLoop,
-        show: Callable[[frozenset[int]], None],
+        changed: Callable[[], None],
     ) -> None:
         super().__init__(name=f"streamflow-member-{owner}", daemon=True)
         self.joined: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
         self._url, self._path, self._app, self._row, self._owner = url.url, path, app, row, owner
-        self._loop, self._show = loop, show
+        self._loop, self._changed = loop, changed
         self._share = Share()
         self._members = MemberFiles(url.url, path.with_name(path.name + ".workers") / app, owner)
         self._interest = f"members-{app}".replace(".", "_")
@@ -144,6 +126,10 @@ class _Heartbeat(threading.Thread):
         self._seen: tuple[int, frozenset[str]] | None = None
 
     # --- called on the loop
+
+    def take(self) -> frozenset[int]:
+        with self._lock:
+            return self._share.take()
 
     def release(self, partition: int) -> asyncio.Future[None]:
         done: asyncio.Future[None] = self._loop.create_future()
@@ -214,8 +200,12 @@ class _Heartbeat(threading.Thread):
                 owners = transaction(db, lambda: self._claim(db))
                 plan = assign(self._row.partitions, alive, owners)
                 wakeups.ring([self._interest])
-            self._update(owners, plan)
+            strays = self._update(owners, plan)
             self._seen = (version, alive)
+            if strays:
+                self._seen = None
+                transaction(db, lambda: self._drop(db, strays))
+                wakeups.ring([self._interest])
         except (sqlite3.Error, OSError) as error:
             # Ownership stays as it is: the lock is held, and who cannot write cannot take over either.
             _log.warning("%s: member %s could not check its claims: %s", self._url, self._owner, self._translate(error))
@@ -239,11 +229,16 @@ class _Heartbeat(threading.Thread):
     def _owners(self, db: sqlite3.Connection) -> dict[int, str]:
         return dict(db.execute("SELECT partition, owner FROM owners WHERE app=?", (self._app,)).fetchall())
 
-    def _update(self, owners: dict[int, str], plan: dict[int, str]) -> None:
+    def _update(self, owners: dict[int, str], plan: dict[int, str]) -> list[int]:
+        """Show the consumer its share; returns what this member holds for nobody."""
         held = [partition for partition, name in owners.items() if name == self._owner]
         planned = [partition for partition, name in plan.items() if name == self._owner]
-        if self._share.update(held, planned):
-            self._tell(self._show, self._share.shown)
+        with self._lock:
+            changed = self._share.update(held, planned)
+            strays = self._share.strays(held)
+        if changed:
+            self._tell(self._changed)
+        return sorted(strays)
 
     def _serve_requests(self, db: sqlite3.Connection, wakeups: Wakeups) -> None:
         with self._lock:
@@ -257,7 +252,8 @@ class _Heartbeat(threading.Thread):
                 self._tell(_fail, done, self._translate(error))
             return
         for partition, done in requests:
-            self._share.release(partition)
+            with self._lock:
+                self._share.release(partition)
             self._tell(_succeed, done)
         self._seen = None
         wakeups.ring([self._interest])

@@ -148,6 +148,8 @@ class Writer(threading.Thread):
         self._topics: dict[str, int] = {}
         self._partitions = 0
         self._since_checkpoint = 0
+        self.wants_a_look = False
+        """Whether the thread must be given something, be it empty, to notice that a checkpoint is due when idle."""
         self.checkpointing = False
         """Whether the thread folds the write-ahead log back: only without writes meanwhile is that ever complete."""
         self._synchronous: dict[int, str] = {}

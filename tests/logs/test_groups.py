@@ -47,13 +47,20 @@ def test_a_plan_carried_out_in_any_order_stays_the_plan(
     assert held == assign(partitions, members, held)
 
 
-def test_a_partition_comes_back_only_after_release() -> None:
+def test_a_partition_that_was_taken_comes_back_only_after_release() -> None:
     share = Share()
-    assert share.update({0, 1}, {0, 1})
-    assert share.update({0, 1}, {0}) and share.shown == {0}
+    assert share.update({0, 1}, {0, 1}) and share.take() == {0, 1}
+    assert share.update({0, 1}, {0}) and share.shown == {0} and not share.strays({0, 1})
     assert not share.update({0, 1}, {0, 1}), "still being stopped"
     share.release(1)
     assert share.update({0, 1}, {0, 1}) and share.shown == {0, 1}
+
+
+def test_a_partition_that_came_and_went_unseen_is_given_up_at_once() -> None:
+    share = Share()
+    assert share.update({0, 1}, {0, 1}) and share.update({0, 1}, {0})
+    assert share.strays({0, 1}) == {1} and not share.stopping
+    assert share.update({0, 1}, {0, 1}), "or shown again, where the plan changes before that"
 
 
 def test_releasing_what_is_shown_takes_it_out_at_once() -> None:
