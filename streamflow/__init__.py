@@ -50,17 +50,20 @@ if TYPE_CHECKING:
     from streamflow.workflow.app import App
     from streamflow.workflow.context import (
         WorkflowInfo,
+        continue_as_new,
         info,
         log,
         now,
         progress,
+        promise,
         random,
         sleep_until,
+        start,
         uuid4,
         wait_signal,
     )
     from streamflow.workflow.definitions import Registry, Step, Workflow
-    from streamflow.workflow.stepinfo import StepInfo, step_info
+    from streamflow.workflow.stepinfo import StepInfo, heartbeat, step_info
 
 _PLACES: Final = {
     "streamflow.client": "Client Handle",
@@ -73,9 +76,11 @@ _PLACES: Final = {
     "streamflow.projections.views": "HistoryEvent Page RunStatus StepView",
     "streamflow.serve": "connect",
     "streamflow.workflow.app": "App",
-    "streamflow.workflow.context": "WorkflowInfo info log now progress random sleep_until uuid4 wait_signal",
+    "streamflow.workflow.context": (
+        "WorkflowInfo continue_as_new info log now progress promise random sleep_until start uuid4 wait_signal"
+    ),
     "streamflow.workflow.definitions": "Registry Step Workflow",
-    "streamflow.workflow.stepinfo": "StepInfo step_info",
+    "streamflow.workflow.stepinfo": "StepInfo heartbeat step_info",
 }
 _HOME: Final = {name: module for module, names in _PLACES.items() for name in names.split()}
 
@@ -117,12 +122,16 @@ __all__ = [
     "WorkflowTerminated",
     "__version__",
     "connect",
+    "continue_as_new",
+    "heartbeat",
     "info",
     "log",
     "now",
     "progress",
+    "promise",
     "random",
     "sleep_until",
+    "start",
     "step_info",
     "uuid4",
     "wait_signal",

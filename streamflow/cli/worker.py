@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from streamflow import App
 
 LEVELS: Final = ("debug", "info", "warning", "error")
+STUBBORN_SECONDS: Final = 1.0
+"""How long steps that were cancelled may still run at exit."""
 COLLECTOR_THRESHOLDS: Final = (20_000, 20, 100)
 """Objects allocated between collections of the youngest, and how many of those between collections of the older."""
 _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31;1"}
@@ -124,6 +126,18 @@ async def _serve(
         finally:
             await log.close()
     output.say("Stopped.")
+    await _leave_stubborn_steps()
+
+
+async def _leave_stubborn_steps() -> None:
+    """Exit even when steps ignore their cancellation: everything is durable and handed over, nobody waits for them."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left and (await asyncio.wait(left, timeout=STUBBORN_SECONDS))[1]:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _announce(app: App, url: str, partitions: int, output: Output) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from streamflow.codec.payload import check_value_type
 from streamflow.core.retry import Duration
-from streamflow.errors import InvalidArguments
+from streamflow.errors import InvalidArguments, StreamflowError
 from streamflow.ids import check_id
 from streamflow.workflow.code import RunLoop, current, from_ms
 from streamflow.workflow.definitions import check_duration, check_instant
@@ -33,6 +33,25 @@ class WorkflowInfo:
     run: int
     started_at: datetime
     replaying: bool
+
+
+def _later(what: str, instead: str) -> StreamflowError:
+    return StreamflowError(f"{what} is not part of this version: {instead}")
+
+
+def promise(type: Any = Any) -> Any:
+    """A slot with an id that anybody may settle once. Not part of this version."""
+    raise _later("sf.promise", "use sf.wait_signal with a name of your own")
+
+
+async def start(workflow: object, *args: object, **options: object) -> str:
+    """Start a run of its own from a workflow. Not part of this version."""
+    raise _later("sf.start", "start the run from a step, through a client")
+
+
+def continue_as_new(*args: object) -> None:
+    """End this history and begin a fresh one under the same id. Not part of this version."""
+    raise _later("sf.continue_as_new", "return, and let a client start the next run")
 
 
 @overload

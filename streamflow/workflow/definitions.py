@@ -109,6 +109,12 @@ def _name_of(function: object) -> str:
     return str(getattr(function, "__name__", ""))
 
 
+def refuse_later(given: object, *, what: str, instead: str) -> None:
+    """Refuse an option whose feature a later version brings: without effect it would promise what is not kept."""
+    if given is not None:
+        raise ValueError(f"{what} is not part of this version: {instead}")
+
+
 class Step(Generic[P, R]):
     """A durable step. Call it inside a workflow to schedule it, anywhere else to run it."""
 
@@ -130,6 +136,7 @@ class Step(Generic[P, R]):
         self.retry = None if retry is None else check_retry(retry)
         self.timeout = None if timeout is None else check_timeout(timeout, what=f"timeout of step {self.name}")
         self.queue = None if queue is None else check_name(queue, what="queue")
+        refuse_later(queue, what=f"queue of step {self.name}", instead="leave it out; the worker runs the step itself")
         self.is_async = inspect.iscoroutinefunction(function)
         if process and self.is_async:
             raise ValueError(f"step {self.name} is an async def: process=True runs a plain def in a process")
@@ -170,6 +177,7 @@ class Step(Generic[P, R]):
         """The same step with one call changed; `delay` or `at` (not both) set when it starts."""
         if delay is not None and at is not None:
             raise InvalidArguments(f"step {self.name}: delay and at exclude each other, found both; give one")
+        refuse_later(queue, what=f"queue of step {self.name}", instead="leave it out; the worker runs the step itself")
         options = CallOptions(
             name=None if name is None else check_name(name, what="step name"),
             retry=None if retry is None else check_retry(retry),
@@ -249,6 +257,14 @@ class Workflow(Generic[P, R]):
             )
         self.max_parallel_steps = max_parallel_steps
         self.retention = None if retention is None else seconds(retention, what=f"retention of workflow {self.name}")
+        refuse_later(
+            max_parallel_steps,
+            what=f"max_parallel_steps of workflow {self.name}",
+            instead="leave it out, or set it for the worker",
+        )
+        refuse_later(
+            retention, what=f"retention of workflow {self.name}", instead="leave it out; clean closed runs up by hand"
+        )
         self.__name__ = self.name
         self.__doc__ = function.__doc__
         self.__wrapped__ = function

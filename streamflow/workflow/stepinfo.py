@@ -6,7 +6,7 @@ import threading
 from contextvars import ContextVar
 from typing import Any
 
-from streamflow.errors import InvalidArguments
+from streamflow.errors import InvalidArguments, StreamflowError
 
 
 class StepInfo:
@@ -55,3 +55,8 @@ def step_info() -> StepInfo:
         raise InvalidArguments(
             "sf.step_info() works only inside a step that a worker runs, not when the function is called directly"
         ) from None
+
+
+def heartbeat(details: object = None) -> None:
+    """Tell that a long attempt is alive. Not part of this version: only remote steps will need it."""
+    raise StreamflowError("sf.heartbeat is not part of this version: leave it out, or bound the step with timeout=")
