@@ -29,7 +29,16 @@ from streamflow.errors import StreamflowError, Unavailable
 from streamflow.logs.base import COMPACTED, Outgoing
 from streamflow.logs.checks import fenced, fenced_behind
 from streamflow.logs.open import LocalUrl
-from streamflow.logs.sqlite_file import AppRow, create_topic, setup, stream_of, transaction, translate, when_free
+from streamflow.logs.sqlite_file import (
+    OFFSET_BITS,
+    AppRow,
+    create_topic,
+    setup,
+    stream_of,
+    transaction,
+    translate,
+    when_free,
+)
 
 _log = logging.getLogger("streamflow.logs")
 
@@ -162,23 +171,29 @@ class Writer(threading.Thread):
     def write_now(self, db: sqlite3.Connection, group: Sequence[Write]) -> bool:
         """Commit the group on the calling thread, with a connection of its own; False when that was not to be had.
 
-        Only what is one statement and meets no obstacle: for everything else (the lock is taken, an append is fenced,
-        the disk is full) nothing was written, and the thread does it again and finds out what is wrong. The caller
-        sees to it that the thread has nothing to do meanwhile.
+        Only what is small and meets no obstacle: for everything else (the lock is taken, an append is fenced, the disk
+        is full) nothing was written, and the thread does it again and finds out what is wrong. The caller sees to it
+        that the thread has nothing to do meanwhile.
+
+        In plain statements: nobody waits for the GIL here, and SQLite keeps a journal of its own for the one statement
+        that the thread writes, which costs a commit of one row 0.15 ms.
         """
-        rows: list[object] = []
-        for write in group:
-            if write.outgoing or write.topics or self._is_behind(write):
-                return False
-            rows += write.rows
-        if len(rows) > ROWS_HERE_MAX * _COLUMNS or self._since_checkpoint >= CHECKPOINT_BYTES_MAX:
+        if self._since_checkpoint >= CHECKPOINT_BYTES_MAX or sum(write.records for write in group) > ROWS_HERE_MAX:
             return False
-        if rows:
-            try:
-                self._set_sync(db, any(write.partition >= 0 for write in group))
-                db.execute(*_statement(rows))
-            except sqlite3.Error:
+        if any(write.outgoing or write.topics or self._is_behind(write) for write in group):
+            return False
+        try:
+            self._set_sync(db, any(write.partition >= 0 for write in group))
+            db.execute("BEGIN IMMEDIATE")
+            if all(_insert_plainly(db, write) for write in group):
+                db.execute("COMMIT")
+            else:
+                db.execute("ROLLBACK")
                 return False
+        except sqlite3.Error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            return False
         before = self._since_checkpoint
         self._since_checkpoint += sum(write.size + 64 * write.records for write in group)
         if before < CHECKPOINT_IDLE_BYTES <= self._since_checkpoint:
@@ -355,6 +370,43 @@ class Writer(threading.Thread):
     def _tell(self, call: Callable[..., None], *args: object) -> None:
         with suppress(RuntimeError):  # the loop was closed: nobody is left to hear it
             self._loop.call_soon_threadsafe(call, *args)
+
+
+def _insert_plainly(db: sqlite3.Connection, write: Write) -> bool:
+    """Do what the triggers do, within a transaction; False when an append is fenced."""
+    rows = write.rows
+    if write.partition >= 0:
+        end = write.expected + write.records
+        if db.execute(_EXTEND, (end, write.stream, write.expected)).rowcount != 1:
+            return False
+    for start in range(0, len(rows), _COLUMNS):
+        kind, stream, at, key, value = rows[start : start + _COLUMNS]
+        if kind == APPEND:
+            db.execute(_RECORD, (stream << OFFSET_BITS | at, key, value))  # type: ignore[operator]
+        elif kind == PUBLISH:
+            db.execute(_PUBLISH, (key, value, stream))
+            db.execute(_ADVANCE, (stream,))
+        elif kind == PUBLISH_COMPACTED:
+            db.execute(_PUBLISH_COMPACTED, (key, value, at, stream))
+            db.execute(_ADVANCE, (stream,))
+        else:
+            assert kind == PUBLISHED, kind
+            db.execute(_PUBLISHED, (stream, at))
+    return True
+
+
+_EXTEND: Final = "UPDATE streams SET next = ? WHERE stream = ? AND next = ?"
+_ADVANCE: Final = "UPDATE streams SET next = next + 1 WHERE stream = ?"
+_RECORD: Final = "INSERT INTO records VALUES (?, ?, ?)"
+_PUBLISH: Final = "INSERT INTO records SELECT stream << 40 | next, ?, ? FROM streams WHERE stream = ?"
+_PUBLISH_COMPACTED: Final = (
+    "INSERT INTO latest(id, stream, key, value, dead_at)"
+    " SELECT stream << 40 | next, stream, ?, ?, ? FROM streams WHERE stream = ?"
+    " ON CONFLICT(stream, key) DO UPDATE SET id = excluded.id, value = excluded.value, dead_at = excluded.dead_at"
+)
+_PUBLISHED: Final = (
+    "INSERT INTO published VALUES (?, ?) ON CONFLICT(stream) DO UPDATE SET below = max(below, excluded.below)"
+)
 
 
 def _statement(rows: list[object]) -> tuple[str, list[object]]:
