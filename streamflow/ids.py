@@ -38,6 +38,8 @@ def check_id(value: str, *, what: str) -> str:
         raise InvalidArguments(
             f"{what} {value!r} is not valid UTF-8 ({error.reason}): remove lone surrogates"
         ) from None
+    if not size:
+        raise InvalidArguments(f"{what} must not be empty: give 1 to {ID_BYTES_MAX} bytes of UTF-8")
     if not 1 <= size <= ID_BYTES_MAX:
         raise InvalidArguments(f"{what} must have 1 to {ID_BYTES_MAX} bytes of UTF-8, found {size}: shorten or hash it")
     return value

@@ -51,7 +51,7 @@ def test_an_id_of_1_to_255_bytes_is_taken_as_it_is(id):
 @pytest.mark.parametrize(
     ("id", "why"),
     [
-        ("", "1 to 255 bytes of UTF-8, found 0"),
+        ("", "must not be empty: give 1 to 255 bytes of UTF-8"),
         ("x" * 256, "found 256: shorten or hash it"),
         ("ä" * 128, "found 256"),
         (7, r"must be a str, found int: pass str\(value\)"),

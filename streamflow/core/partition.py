@@ -34,7 +34,16 @@ from streamflow.core.commands import (
     StartWorkflow,
     TerminateWorkflow,
 )
-from streamflow.core.effects import DropTimer, Effect, PublishStatus, Reply, SendReply, TimerRecord
+from streamflow.core.effects import (
+    DropTimer,
+    Effect,
+    PublishStatus,
+    RecordStart,
+    Reply,
+    SendReply,
+    StartAttempt,
+    TimerRecord,
+)
 from streamflow.core.events import (
     Applied,
     CancelRequested,
@@ -354,10 +363,12 @@ class Partition:
         """A new owner: the attempts that were open run again; those that must not are failed."""
         if execution.run.state is not RunState.RUNNING:
             return
+        # What the code has only now decided, replayed with what it did not know before, starts by itself.
+        begun = {effect.number for effect in execution.effects if isinstance(effect, StartAttempt | RecordStart)}
         for decision in list(execution.run.decisions.values()):
             if execution.diverged is not None:
                 return
-            if not isinstance(decision, Step) or not decision.has_attempt:
+            if not isinstance(decision, Step) or not decision.has_attempt or decision.number in begun:
                 continue
             if decision.state is StepState.STARTED:
                 error = ErrorInfo(

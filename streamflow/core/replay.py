@@ -370,9 +370,9 @@ class Execution:
         run = self.run
         occurrence = run.occurrences["step:" + before.name].index(before.number) + 1
         self.diverged = NonDeterminismError(
-            f"run {run.workflow_id} ({run.workflow}) no longer fits its history at step {before.number}\n"
-            f"  history:   call {occurrence} of {before.name} with {_shown(before.args)}\n"
-            f"  this code: call {occurrence} of {before.name} with {_shown(args)}\n"
+            f"run {run.workflow_id} ({run.workflow}) no longer fits its history at step {before.number}:\n"
+            f"  history:   call {occurrence} of {before.name} with {_shown(before.args)};\n"
+            f"  this code: call {occurrence} of {before.name} with {_shown(args)}.\n"
             f"  The run is blocked and kept as it is. Bring back code that makes the recorded call, or say\n"
             f"  {before.name}.options(check_args=False)(…) if the change is meant."
         )
@@ -381,9 +381,10 @@ class Execution:
     def _diverge_from_given_up(self) -> None:
         number, key = next(iter(self.expected.items()))
         self.diverge(
-            f"run {self.run.workflow_id} ({self.run.workflow}) no longer fits its history at decision {number}, {key}\n"
-            f"  history:   it was given up (a timeout, a cancelled task)\n"
-            f"  this code: waits for its outcome, which will never come\n"
+            f"run {self.run.workflow_id} ({self.run.workflow}) no longer fits its history "
+            f"at decision {number}, {key}:\n"
+            f"  history:   it was given up (a timeout, a cancelled task);\n"
+            f"  this code: waits for its outcome, which will never come.\n"
             f"  The run is blocked and kept as it is. Bring back code that gives it up."
         )
 

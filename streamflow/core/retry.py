@@ -29,7 +29,7 @@ def seconds(value: Duration, *, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{what} must be seconds or a timedelta, found {value!r}")
     if not 0 <= value <= SECONDS_MAX:
-        raise ValueError(f"{what} must be at least 0 seconds and at most timedelta.max, found {value!r}")
+        raise ValueError(f"{what} must be at least 0 seconds and not infinite, found {value!r}")
     return float(value)
 
 

@@ -245,6 +245,7 @@ class SqliteLog:
     def _finished_in_thread(self, group: list[Write]) -> None:
         """Called on the loop by the writer thread, once per transaction."""
         self._in_thread -= len(group)
+        assert self._in_thread >= 0, self._in_thread  # else the loop would write beside the thread, out of order
         self._finished(group)
 
     def _finished(self, group: list[Write]) -> None:

@@ -196,8 +196,7 @@ class Writer(threading.Thread):
             return False
         before = self._since_checkpoint
         self._since_checkpoint += sum(write.size + 64 * write.records for write in group)
-        if before < CHECKPOINT_IDLE_BYTES <= self._since_checkpoint:
-            self._queue.put(Write(self._loop.create_future()))  # empty: the thread looks up, and waits for idle
+        self.wants_a_look = before < CHECKPOINT_IDLE_BYTES <= self._since_checkpoint
         return True
 
     def stop(self) -> None:

@@ -203,8 +203,10 @@ class Executor:
             check_size(result, what=f"the result of step {call.name}")
             outcome = StepCompleted(number=info.number, attempt=info.attempt, result=result, started_at=started_at)
             _completed.inc()
-        except GeneratorExit:
-            raise
+        except GeneratorExit as error:
+            if self._closed or self._loop.is_closed():
+                raise  # the coroutine is thrown away
+            outcome = self._failure(attempt, error, started_at)  # the step raised it
         except asyncio.CancelledError as error:
             if attempt.cancelled:
                 return

@@ -357,9 +357,11 @@ class Processor:
             records += [(key, value) for value in values]
             whole = values[0] if len(values) == 1 else encode_history(turn)
             changes.append(change_of(item.run, turn, whole))
-            if item.run.state is RunState.BLOCKED and isinstance(turn.events[-1], RunBlocked):
-                RUNS_BLOCKED.inc()
-                log_.error("run %s is blocked: %s", turn.workflow_id, turn.events[-1].error.message)
+            if item.run.state is RunState.BLOCKED:
+                for event in turn.events:  # found on load, it comes before the input that had the run loaded
+                    if isinstance(event, RunBlocked):
+                        RUNS_BLOCKED.inc()
+                        log_.error("run %s is blocked: %s", turn.workflow_id, event.error.message)
             self._unacknowledged.setdefault(turn.workflow_id, []).append(turn)
         future = self.log.append(self.partition, self._next_offset, records)
         self._next_offset += len(records)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import signal as signals
 import threading
 import traceback
 import uuid
@@ -34,6 +35,7 @@ from streamflow.core.replay import Decisions, Diverged, Outcome
 from streamflow.core.retry import SECONDS_MAX, Retry
 from streamflow.errors import (
     ErrorInfo,
+    InvalidArguments,
     NonDeterminismError,
     NotInWorkflow,
     PayloadTooLarge,
@@ -204,7 +206,12 @@ class RunCode:
         assert isinstance(received, SignalReceived), received
         if received.error is not None:
             raise SignalError(name, received.error)
-        return decode_value(received.value if received.value is not None else b"null", type_)
+        try:
+            return decode_value(received.value if received.value is not None else b"null", type_)
+        except InvalidArguments as error:
+            raise InvalidArguments(
+                f"signal {name} of run {self.run.workflow_id}: {error}: send a value of the type that the run waits for"
+            ) from None
 
     async def _outcome(self, number: int, future: asyncio.Future[Any]) -> Any:
         self._waiting[number] = future
@@ -218,7 +225,10 @@ class RunCode:
 
     def set_progress(self, value: object) -> None:
         """Report progress."""
-        encoded = encode_value(value)
+        try:
+            encoded = encode_value(value)
+        except InvalidArguments as error:
+            raise InvalidArguments(f"progress of run {self.run.workflow_id}: {error}: report plain data") from None
         check_size(encoded, what="progress")
         if self.loop.is_closed():
             return
@@ -315,8 +325,16 @@ def error_info(error: BaseException) -> ErrorInfo:
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether this may be Ctrl-C: it belongs to whoever runs the process, and must never be recorded as a failure."""
-    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+    """Whether this may be Ctrl-C: it belongs to whoever runs the process, and must never be recorded as a failure.
+
+    Only where SIGINT raises: a process that handles it otherwise, as `streamflow worker` does, has the error from the
+    user's code, which would else end every worker that takes the run.
+    """
+    if not isinstance(error, KeyboardInterrupt) or threading.current_thread() is not threading.main_thread():
+        return False
+    handler = signals.getsignal(signals.SIGINT)
+    raised_by = getattr(handler, "func", handler)  # asyncio.run installs a partial
+    return handler is signals.default_int_handler or getattr(raised_by, "__module__", None) == "asyncio.runners"
 
 
 def _utf8(text: str) -> bytes:

@@ -524,7 +524,7 @@ def test_code_that_diverges_keeps_what_it_decided_before_and_the_input_at_which_
     world.send(SIGNAL, id="signal")
     assert kinds(world.decide()) == ["StepCompleted", "SignalAwaited", "SignalReceived", "RunBlocked"]
     assert world.live() == world.run()
-    assert world.run().waiting_on() == ["signal go"]
+    assert world.run().waiting_on() == ["fitting code"]
     assert world.replies == [("signal", b"null")], "the signal was taken in"
     world.send(SIGNAL, id="signal")
     assert world.decide() == []

@@ -457,7 +457,7 @@ def test_code_that_waits_for_what_the_history_gave_up_is_blocked_and_does_not_ha
     reload(world, waits)
     world.send(SignalWorkflow(name="go"))
     assert "RunBlocked" in kinds(world.decide())
-    assert "decision 0, step:charge\n  history:   it was given up" in world.run().error.message
+    assert "decision 0, step:charge:\n  history:   it was given up" in world.run().error.message
     reload(world, gives_up)
     world.partition.recover("w")
     assert kinds(world.decide()) == ["RunUnblocked", "SignalTaken", "RunCompleted"]

@@ -53,5 +53,10 @@ async def order(items: int) -> int:
 
 
 @app.workflow
+async def interrupts() -> None:
+    raise KeyboardInterrupt
+
+
+@app.workflow
 async def slow(seconds: float) -> str:
     return await forgets_to_await(seconds)

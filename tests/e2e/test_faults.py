@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 import streamflow as sf
 from streamflow.cli.evidence import LINES_VARIABLE, Findings, History, examine, read_history, read_lines
 from streamflow.cli.worker_process import WorkerProcess, Workers
@@ -22,7 +24,7 @@ from streamflow.codec.avro import decode_history
 from streamflow.core.events import Claim
 from streamflow.logs.base import HISTORY
 from streamflow.logs.open import open_log
-from tests.e2e.faulty_shop import app, order, slow
+from tests.e2e.faulty_shop import app, interrupts, order, slow
 
 LEASE_SECONDS = 5.0
 RUN_SECONDS = 60.0
@@ -181,5 +183,17 @@ def test_a_step_that_blocks_the_event_loop_longer_than_the_lease_costs_no_owners
             assert findings.all_well, findings
             assert findings.repeated_attempts == 0
             assert len(partition_claims) <= 4, "balancing moves a partition once, a lost lease would move it again"
+
+    asyncio.run(main())
+
+
+def test_a_workflow_that_raises_keyboard_interrupt_fails_and_ends_no_worker(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with staged(tmp_path) as (stage, client):
+            with pytest.raises(sf.WorkflowFailed, match="KeyboardInterrupt"):
+                await (await client.start(interrupts)).result(timeout=RUN_SECONDS)
+            handle = await client.start(order, 1)
+            assert await approve_and_await(client, [handle]) == [expected(1)]
+            stage.workers.check()
 
     asyncio.run(main())

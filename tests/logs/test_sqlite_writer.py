@@ -294,3 +294,23 @@ async def test_old_tombstones_go_and_new_ones_stay(tmp_path: Path, monkeypatch: 
     assert [record.key for record in await log.read(TIMERS, 0, 0)] == [b"0", b"2"]
     assert await log.end_offset(TIMERS, 0) == 3
     await again.close()
+
+
+@on_loop
+async def test_what_is_published_keeps_its_order_around_checkpoints(tmp_path: Path) -> None:
+    """Small groups are committed by the loop, large ones by the thread: never one beside the other."""
+    place = Place(sqlite_url(tmp_path / "log.db"))
+    log = await place.open()
+    published = []
+    for number in range(60):
+        large = [Outgoing(STATUS, 0, b"large", bytes(60_000))] * (1 + number % 3)
+        small = [Outgoing(STATUS, 0, b"k%d" % (number % 7), b"%d" % number)]
+        published += [log.publish(large), log.publish(small)]
+        if number % 5 == 0:
+            await asyncio.gather(*published)
+    await asyncio.gather(*published)
+    newest = {record.key: record.value for record in await log.read(STATUS, 0, 0)}
+    assert {key: value for key, value in newest.items() if key != b"large"} == {
+        b"k%d" % key: b"%d" % max(number for number in range(60) if number % 7 == key) for key in range(7)
+    }
+    await place.close()

@@ -155,6 +155,8 @@ class RunRecord(Struct):
             return [f"start until {self.start_timer_at}"]
         if self.is_closed:
             return []
+        if self.state is RunState.BLOCKED:
+            return ["fitting code"]
         shown: list[str] = []
         for decision in self.decisions.values():
             if len(shown) == WAITING_ON_MAX:
