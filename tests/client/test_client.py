@@ -95,7 +95,7 @@ WRONG: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
     (("fulfil", 5), {}, InvalidArguments, "argument order"),
     ((fulfil, "x" * 1_000_000), {}, PayloadTooLarge, "the arguments of workflow fulfil"),
     ((fulfil, "x" * 600_000), {"context": "y" * 600_000}, PayloadTooLarge, "the command has 1,200,"),
-    ((fulfil, "o"), {"id": ""}, InvalidArguments, "id must have 1 to 255 bytes"),
+    ((fulfil, "o"), {"id": ""}, InvalidArguments, "id must not be empty: give 1 to 255 bytes"),
     ((fulfil, "o"), {"id": 5}, InvalidArguments, "id must be a str"),
     ((fulfil, "o"), {"id": "\ud800"}, InvalidArguments, "not valid UTF-8"),
     ((fulfil, "o"), {"delay": 1, "at": datetime.now(UTC)}, InvalidArguments, "delay and at exclude each other"),
