@@ -80,6 +80,7 @@ def test_what_a_run_waits_on_is_said_in_words_and_bounded():
     ]
     assert a_run(RunState.SCHEDULED, start_timer_at=300).waiting_on() == ["start until 300"]
     assert a_run(RunState.COMPLETED).waiting_on() == []
+    assert a_run(RunState.BLOCKED).waiting_on() == ["fitting code"]
     many = {number: Wait(number=number, name="go") for number in range(WAITING_ON_MAX + 3)}
     assert a_run(decisions=many).waiting_on() == ["signal go"] * WAITING_ON_MAX + ["and 3 more"]
 
