@@ -1,8 +1,10 @@
 """The SQLite log: one file, several processes, no server.
 
 Threads. The event loop's thread reads (a WAL reader never waits for a writer; a read takes some 10 µs) and owns
-everything here. The writer thread (sqlite_writer) owns the connection that writes; each member has a heartbeat thread
-(sqlite_membership) with a connection of its own. Both come back to the loop through `call_soon_threadsafe` only.
+everything here; it commits small groups itself, with a connection of its own, while the writer thread (sqlite_writer)
+has nothing to do, and hands all others to it. Never both at once: `_in_thread` counts what the thread has, so the order
+of writes is that of the calls. Each member has a heartbeat thread (sqlite_membership) with its own connection. Both
+threads come back to the loop through `call_soon_threadsafe` only.
 """
 
 from __future__ import annotations

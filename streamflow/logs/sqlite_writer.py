@@ -1,10 +1,13 @@
 """The writer thread: everything that is queued goes into one transaction, and the group is acknowledged at once.
 
-Why a thread: a transaction is an fsync (0.3 ms and up) that must not stop the event loop. A thread pays for it with the
-GIL: a call into SQLite drops it, and when the call was long enough for the busy loop to take it, getting it back costs
-up to `sys.getswitchinterval()` (5 ms). Hence the whole group is one call, `INSERT INTO incoming VALUES (…),(…)`: a
-temporary view whose triggers check the fence, number the records and move the ends, inside the implicit transaction of
-that one statement. It also keeps the compare-and-swap where nobody can come between. Numbers are in DESIGN.md.
+Small groups are committed by the event loop instead (`write_now`), in plain statements, while this thread is idle.
+
+Why a thread for the others: they are milliseconds of b-tree work and an fsync that must not stop the event loop. The
+thread pays for it with the GIL: a call into SQLite drops it, and when the call was long enough for the busy loop to
+take it, getting it back costs up to `sys.getswitchinterval()` (5 ms). Hence the whole group is one call, `INSERT INTO
+incoming VALUES (…),(…)`: a temporary view whose triggers check the fence, number the records and move the ends, inside
+the implicit transaction of that one statement. It also keeps the compare-and-swap where nobody can come between.
+Numbers are in DESIGN.md.
 
 When a fence fails the statement rolls back; the group is then sorted out under `BEGIN IMMEDIATE` (`_write_checked`),
 where the ends that are read stay true: fenced appends are dropped, all the others go in.
