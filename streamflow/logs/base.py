@@ -63,8 +63,8 @@ class Log(Protocol):
     def url(self) -> str: ...
 
     @property
-    def path(self) -> Path | None:
-        """The file that the log is kept in, None if it is no file: workers keep their local state beside it."""
+    def state_dir(self) -> Path | None:
+        """Where workers keep their local state unless told otherwise; None: in memory, as the log itself."""
         ...
 
     @property
@@ -122,8 +122,12 @@ class Log(Protocol):
         """The offset that the next record will get, as far as it is durable now."""
         ...
 
-    async def join(self, owner: str) -> Membership:
-        """Become a worker of the app's group under `owner`; a name that a living member has is `InvalidArguments`."""
+    async def join(self, owner: str, *, instance: str | None = None) -> Membership:
+        """Become a worker of the app's group under `owner`; a name that a living member has is `InvalidArguments`.
+
+        `instance` names what outlives the process: a worker that was killed and comes back as the same instance may
+        have its partitions again at once. Where a lock of the system tells of a death (SQLite) it is not needed.
+        """
         ...
 
     async def close(self) -> None:

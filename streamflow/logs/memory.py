@@ -145,7 +145,7 @@ class MemoryLog:
         return self._url.url
 
     @property
-    def path(self) -> None:
+    def state_dir(self) -> None:
         return None
 
     @property
@@ -266,7 +266,7 @@ class MemoryLog:
             finally:
                 stream.waiting.discard(waiting)
 
-    async def join(self, owner: str) -> MemoryMembership:
+    async def join(self, owner: str, *, instance: str | None = None) -> MemoryMembership:
         self._stream(HISTORY, 0)
         check_id(owner, what="owner")
         if owner in self._topics.members:

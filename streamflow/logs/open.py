@@ -53,9 +53,15 @@ async def open_log(url: str, *, app: str, create: bool = True, partitions: int |
 
         return open_memory(parse(url, partitions), app=app, create=create)
     if scheme == "kafka":
-        raise InvalidArguments(
-            f"{url}: this version of streamflow has no Kafka log yet: use sqlite:///FILE or memory://"
-        )
+        from importlib.util import find_spec
+
+        from streamflow.logs.kafka_url import kafka_missing, parse_kafka
+
+        if find_spec("confluent_kafka") is None:
+            raise kafka_missing()
+        from streamflow.logs.kafka import open_kafka
+
+        return await open_kafka(parse_kafka(url, partitions), app=app, create=create)
     raise InvalidArguments(f"log URL must start with sqlite://, memory:// or kafka://, found {url!r}")
 
 

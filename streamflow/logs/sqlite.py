@@ -152,8 +152,8 @@ class SqliteLog:
         return self._url.url
 
     @property
-    def path(self) -> Path:
-        return self._path
+    def state_dir(self) -> Path:
+        return Path(f"{self._path}.state")
 
     @property
     def identity(self) -> str:
@@ -449,7 +449,7 @@ class SqliteLog:
 
     # --- membership and the end
 
-    async def join(self, owner: str) -> SqliteMembership:
+    async def join(self, owner: str, *, instance: str | None = None) -> SqliteMembership:
         self._check_open()
         membership = await join(self._url, self._path, self._app, self._row, owner)
         self._members.append(membership)

@@ -6,6 +6,7 @@ workers on one host never share a directory. Nothing is ever deleted here.
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Final, Self
 
@@ -15,6 +16,8 @@ from streamflow.store.lockfile import DirectoryLock, DirectoryLocked
 SLOTS_MAX: Final = 1024
 """More workers than this on one host and state directory is a loop that starts workers, not a deployment."""
 
+INSTANCE_FILE: Final = "instance"
+
 
 class Slot:
     """A leased state directory: `path` is this process's own until `close` or its death."""
@@ -22,6 +25,16 @@ class Slot:
     def __init__(self, path: Path, lock: DirectoryLock) -> None:
         self.path = path
         self._lock = lock
+
+    @property
+    def instance(self) -> str:
+        """An id that whoever holds this slot has: the same after a crash, another for each slot and directory."""
+        file = self.path / INSTANCE_FILE
+        found = file.read_text().strip() if file.exists() else ""
+        if not found:  # new, or cut off by a crash
+            found = uuid.uuid4().hex
+            file.write_text(found)
+        return found
 
     def close(self) -> None:
         """Give the directory back; what is in it stays for the next holder. Idempotent."""

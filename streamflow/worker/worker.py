@@ -104,7 +104,8 @@ class Worker:
             self.executor = Executor(self.clock, max_parallel_steps=self.max_parallel_steps, limits=self.limits)
             self._watchdog = Watchdog(self.executor, blocked_seconds=self.limits.loop_blocked_seconds)
             self._watchdog.start()
-            self._membership = await self.log.join(self.owner)
+            instance = None if self._slot is None else self._slot.instance
+            self._membership = await self.log.join(self.owner, instance=instance)
         except BaseException:
             self._free()
             self._died.cancel()
@@ -328,7 +329,7 @@ def _make_code(definition: object, execution: Execution, run: Run) -> RunCode:
 
 
 def _state_root(log: Log, state_dir: str | os.PathLike[str] | None) -> Path | None:
-    """Where local state lies: as told, else beside the SQLite file; in memory for a log in memory."""
+    """Where local state lies: as told, else where the log says; None is in memory."""
     if state_dir is not None:
         return Path(state_dir)
-    return None if log.path is None else Path(f"{log.path}.state")
+    return log.state_dir

@@ -201,7 +201,7 @@ def test_a_worker_that_cannot_join_leaves_nothing_behind_and_may_try_again(tmp_p
             join, interval = log.join, sys.getswitchinterval()
             threads = set(threading.enumerate())
 
-            async def away(owner: str) -> Any:
+            async def away(owner: str, *, instance: str | None = None) -> Any:
                 raise Unavailable("the log is away")
 
             log.join = away  # type: ignore[method-assign]

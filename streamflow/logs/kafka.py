@@ -1,0 +1,235 @@
+"""The Kafka log: the port of `logs/base.py` on an Apache Kafka cluster, without transactions.
+
+    kafka_url         what a URL means                    kafka_reading     bulk reads, where partitions begin and end
+    kafka_topics      settings, creation, checks          kafka_following   followers, back-pressure
+    kafka_lane        one producer and its thread         kafka_membership  the consumer group
+    kafka_writing     the fence, publishing               kafka_offsets     how far all is published
+
+Threads: one per producer, follower, member, and a few for bulk reads. Each comes back to the event loop at one marked
+line. What Kafka cannot promise, and what follows from it, is in DESIGN.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from streamflow.errors import CorruptLog, InvalidArguments
+from streamflow.ids import check_id
+from streamflow.logs.base import COMMANDS, HISTORY, TOPICS, Outgoing, Record
+from streamflow.logs.checks import check_append, check_partition, check_publish, check_size, check_topic, closed
+from streamflow.logs.kafka_following import Following
+from streamflow.logs.kafka_membership import KafkaMembership
+from streamflow.logs.kafka_offsets import PublishedOffsets
+from streamflow.logs.kafka_reading import Reading
+from streamflow.logs.kafka_topics import Described, Topics
+from streamflow.logs.kafka_url import KafkaUrl
+from streamflow.logs.kafka_writing import Writing
+
+STATE_DIR: Final = "streamflow.state"
+"""Where workers keep their state by default, in the current directory. It may be lost: a container needs no volume."""
+
+IDENTITY_TOPICS: Final = (COMMANDS, HISTORY)
+"""Topics that make an app's log what it is: with another one of them, local state is of another log."""
+
+
+async def open_kafka(url: KafkaUrl, *, app: str, create: bool) -> KafkaLog:
+    """Open the app's topics, making them if they are missing and `create` is true."""
+    topics = Topics(url, app)
+    cluster, found = await topics.open(create=create)
+    return KafkaLog(url, app, topics, cluster, found, create=create)
+
+
+class KafkaLog:
+    """See `streamflow.logs.base.Log`; created by `open_kafka`."""
+
+    def __init__(
+        self, url: KafkaUrl, app: str, topics: Topics, cluster: str, found: dict[str, Described], *, create: bool
+    ) -> None:
+        self._url, self._app, self._topics, self._create = url, app, topics, create
+        self._loop = asyncio.get_running_loop()
+        self._cluster = cluster
+        self._found = found
+        self._partitions = found[COMMANDS].partitions
+        self._known = set(TOPICS)
+        self._offsets = PublishedOffsets(url, app)
+        self._writing = Writing(url, app, self._partitions, self._offsets.moved)
+        self._reading = Reading(url, app)
+        self._following = Following(url, app, self._reading.read, self._reading.bounds)
+        self._members: list[KafkaMembership] = []
+        self._making: dict[str, asyncio.Task[bool]] = {}
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def app(self) -> str:
+        return self._app
+
+    @property
+    def partitions(self) -> int:
+        return self._partitions
+
+    @property
+    def url(self) -> str:
+        return self._url.url
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(STATE_DIR)
+
+    @property
+    def identity(self) -> str:
+        return "/".join((self._cluster, *(self._found[topic].id for topic in IDENTITY_TOPICS)))
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def append(
+        self, partition: int, expected_offset: int, records: Sequence[tuple[bytes, bytes]]
+    ) -> asyncio.Future[int]:
+        check_append(partition, self._partitions, records)
+        size = sum(check_size(HISTORY, key, value) for key, value in records)
+        if self._closing is not None:
+            done: asyncio.Future[int] = self._loop.create_future()
+            done.set_exception(closed(self.url))
+            return done
+        return self._writing.append(partition, expected_offset, records, size)
+
+    def publish(self, records: Sequence[Outgoing], *, published: tuple[int, int] | None = None) -> asyncio.Future[None]:
+        size = 0
+        known = True
+        for record in records:
+            check_publish(record, self._partitions)
+            size += check_size(record.topic, record.key, record.value)
+            known = known and record.topic in self._known
+        if published is not None:
+            check_partition(published[0], self._partitions)
+        if self._closing is not None:
+            done: asyncio.Future[None] = self._loop.create_future()
+            done.set_exception(closed(self.url))
+            return done
+        if known:
+            return self._writing.publish(records, published, size)
+        return self._loop.create_task(self._publish_new(tuple(records), published, size))
+
+    async def _publish_new(self, records: Sequence[Outgoing], published: tuple[int, int] | None, size: int) -> None:
+        for topic in {record.topic for record in records} - self._known:
+            await self._ensure(topic)
+        await self._writing.publish(records, published, size)
+
+    async def _ensure(self, topic: str) -> bool:
+        """Make a step queue's topic if it is not there; False if it is not and this handle may not."""
+        if topic in self._known:
+            return True
+        if topic not in self._making:
+            self._making[topic] = self._loop.create_task(asyncio.to_thread(self._make, topic))
+        try:
+            made = await asyncio.shield(self._making[topic])
+        finally:
+            self._making.pop(topic, None)
+        if made:
+            self._known.add(topic)
+        return made
+
+    def _make(self, topic: str) -> bool:
+        found = self._topics.describe([topic], settings=False)
+        if topic not in found:
+            if not self._create:
+                return False
+            self._topics.create([topic], self._partitions, self._found[HISTORY].replication)
+        elif found[topic].partitions != self._partitions:
+            raise InvalidArguments(
+                f"{self.url}: topic {found[topic].name} must have {self._partitions} partitions as all topics of the "
+                f"app, found {found[topic].partitions}: delete it; it is made anew"
+            )
+        return True
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    async def published_offset(self, partition: int) -> int:
+        check_partition(partition, self._partitions)
+        self._check_open()
+        self._writing.look_at_published(partition)
+        return await self._offsets.get(partition)
+
+    async def start_offset(self, topic: str, partition: int) -> int:
+        return (await self._bounds(topic, partition))[0]
+
+    async def end_offset(self, topic: str, partition: int) -> int:
+        return (await self._bounds(topic, partition))[1]
+
+    async def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        if not await self._is_there(topic, partition):
+            return (0, 0)
+        return await self._reading.bounds(self._topics.name(topic), partition)
+
+    async def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[Record]:
+        if not await self._is_there(topic, partition):
+            return []
+        return await self._reading.read(self._topics.name(topic), partition, offset, limit)
+
+    async def follow(
+        self, topic: str, partition: int, offset: int, *, limit: int = 1000
+    ) -> AsyncIterator[list[Record]]:
+        """See the port. Ends when the log is closed."""
+        if not await self._is_there(topic, partition):
+            raise InvalidArguments(
+                f"{self.url}: there is no topic {self._topics.name(topic)}: start a worker of the app, which makes it"
+            )
+        batches = self._following.follow(self._topics.name(topic), partition, offset, limit)
+        try:
+            async for batch in batches:
+                yield batch
+        finally:
+            await batches.aclose()  # type: ignore[attr-defined]
+
+    async def _is_there(self, topic: str, partition: int) -> bool:
+        check_topic(topic)
+        check_partition(partition, self._partitions)
+        self._check_open()
+        if topic == HISTORY:
+            self._writing.looked(partition)
+        return await self._ensure(topic)
+
+    # -- the group ---------------------------------------------------------------------------------------------------
+
+    async def join(self, owner: str, *, instance: str | None = None) -> KafkaMembership:
+        self._check_open()
+        check_id(owner, what="owner")
+        await self._check_identity()
+        member = KafkaMembership(
+            self._url,
+            topic=self._topics.name(COMMANDS),
+            group=self._app,
+            owner=owner,
+            instance=instance,
+            partitions=self._partitions,
+        )
+        self._members.append(member)
+        return member
+
+    async def _check_identity(self) -> None:
+        """Raise `CorruptLog` when a topic is not the one that this handle opened."""
+        now = await self._topics.ids()
+        for topic in TOPICS:
+            if now.get(topic) != self._found[topic].id:
+                raise CorruptLog(
+                    f"{self.url}: topic {self._topics.name(topic)} was deleted"
+                    f"{' and created again' if topic in now else ''} (id {self._found[topic].id}, now "
+                    f"{now.get(topic, 'none')}): what it held is lost. Stop all workers and clients of the app; "
+                    f"restore the topic, or delete all topics of the app to begin anew"
+                )
+
+    def _check_open(self) -> None:
+        if self._closing is not None:
+            raise closed(self.url)
+
+    async def close(self) -> None:
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close(), name="close-log")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await self._writing.close()
+        await asyncio.gather(*(member.leave() for member in self._members))
+        await asyncio.gather(self._following.close(), self._reading.close(), self._offsets.close())

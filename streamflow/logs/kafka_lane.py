@@ -1,0 +1,162 @@
+"""A lane: one idempotent producer, and the thread that collects its acknowledgements.
+
+librdkafka sends one partition per request, and a broker answers the requests of one connection one after another, so a
+handle has several lanes, each for a few partitions of the history. A lane is never repaired: after an error whose
+outcome is unknown it is dropped with all that it still holds, and its owner makes another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from streamflow.logs.kafka_url import KafkaUrl, refused
+
+log_ = logging.getLogger("streamflow.logs")
+
+POLL_SECONDS: Final = 0.1
+"""How long the thread waits for acknowledgements before it looks whether it must end."""
+
+QUEUE_RECORDS_MAX: Final = 500_000
+QUEUE_KBYTES_MAX: Final = 256 * 1024
+"""What librdkafka keeps until it is acknowledged, per lane; beyond it a write is refused as `Unavailable`."""
+
+MESSAGE_BYTES_MAX: Final = 1_048_000
+"""What librdkafka takes: `RECORD_BYTES_MAX` of key and value, and the framing of one record."""
+
+DELIVERY_SECONDS: Final = 120
+"""How long librdkafka tries to deliver a record. Shorter, and a broker that restarts makes outcomes unknown; longer,
+and what a stopped process had under way may land long after its partition has a new owner (harmless, but noise)."""
+
+CLOSE_SECONDS: Final = 10.0
+
+
+class Sent:
+    """Records that were handed over together. `left` counts those without an acknowledgement."""
+
+    __slots__ = ("error", "found", "left")
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.error: KafkaError | None = None
+        self.found: int | None = None
+        """The offset at which a record was found that was expected elsewhere; -1 if the broker did not say."""
+
+
+class Lane:
+    """Created on the event loop; `delivered` is called there with what was acknowledged, in that order."""
+
+    def __init__(self, url: KafkaUrl, name: str, delivered: Callable[[Lane, list[Sent]], None]) -> None:
+        self.name = name
+        self.dropped = False
+        self._url = url
+        self._delivered = delivered
+        self._loop = asyncio.get_running_loop()
+        self._acknowledged: list[Sent] = []
+        self._ending = threading.Event()
+        defaults: dict[str, object] = {
+            "linger.ms": 0,
+            "compression.type": "lz4",
+            "delivery.timeout.ms": DELIVERY_SECONDS * 1000,
+        }
+        try:
+            self._producer = Producer(
+                url.config(
+                    defaults=defaults,
+                    acks="all",
+                    enable_idempotence=True,
+                    message_max_bytes=MESSAGE_BYTES_MAX,
+                    queue_buffering_max_messages=QUEUE_RECORDS_MAX,
+                    queue_buffering_max_kbytes=QUEUE_KBYTES_MAX,
+                    # Without a callback poll() raises what is fatal, and the acknowledgements behind it are lost.
+                    error_cb=self._on_error,
+                    logger=log_,
+                )
+            )
+        except KafkaException as error:
+            refused(url.url, error)
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._serve, name=f"streamflow-kafka-{name}", daemon=True)
+        self._thread.start()
+
+    def send(self, topic: str, partition: int, key: bytes, value: bytes | None, sent: Sent, expected: int = -1) -> None:
+        """Hand over one record of `sent`; with `expected` its acknowledgement must name that offset.
+
+        Raises `BufferError` when librdkafka's queue is full.
+        """
+        report = self._published if expected < 0 else partial(self._appended, expected)
+        self._producer.produce(topic, value, key, partition, on_delivery=partial(report, sent))
+
+    def drop(self) -> None:
+        """Forget what is not acknowledged, and end. What is under way may still reach the log."""
+        if not self.dropped:
+            self.dropped = True
+            self._ending.set()
+            self._producer.purge()
+
+    def close(self) -> None:
+        """End once all is acknowledged; `closed` is done then."""
+        self._ending.set()
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        waited = 0.0
+        while not (self._ending.is_set() and (not len(self._producer) or waited > CLOSE_SECONDS)):
+            if not self._producer.poll(POLL_SECONDS) and self._ending.is_set():
+                waited += POLL_SECONDS
+            if self._acknowledged and not self._hand_over():
+                return
+        if waited > CLOSE_SECONDS:
+            self._producer.purge()
+            self._producer.poll(POLL_SECONDS)
+            self._hand_over()
+        del self._producer  # ends librdkafka's threads
+        self._on_loop(_finish, self.closed)
+
+    def _hand_over(self) -> bool:
+        acknowledged, self._acknowledged = self._acknowledged, []
+        return self._on_loop(self._delivered, self, acknowledged)
+
+    def _on_loop(self, call: Callable[..., None], *args: Any) -> bool:
+        """THE line where acknowledgements enter the event loop; False once it is closed."""
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            return False
+        return True
+
+    def _published(self, sent: Sent, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            sent.error = sent.error or error
+        sent.left -= 1
+        if not sent.left:
+            self._acknowledged.append(sent)
+
+    def _appended(self, expected: int, sent: Sent, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            sent.error = sent.error or error
+        elif (offset := message.offset()) != expected and sent.found is None:
+            # Nothing but the expected offset proves that nobody wrote before; duplicates come without any offset.
+            sent.found = -1 if offset is None else offset
+        sent.left -= 1
+        if not sent.left:
+            self._acknowledged.append(sent)
+
+    def _on_error(self, error: KafkaError) -> None:
+        """What is fatal fails every record, each with its own report; the rest is librdkafka's to retry."""
+        if error.fatal():
+            log_.warning("%s: the producer %s failed for good: %s", self._url.url, self.name, error.str())
+        else:
+            log_.debug("%s: producer %s: %s", self._url.url, self.name, error.str())
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

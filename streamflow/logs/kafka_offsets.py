@@ -1,0 +1,90 @@
+"""How far everything derived from the history is published: committed offsets of a group without members.
+
+`<app>.outbox` has the history's partitions, so that ordinary lag tools show what a new owner would derive again. A
+commit that is lost costs only that; so they are gathered, and one is under way at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Final
+
+from confluent_kafka import KafkaException, TopicPartition
+
+from streamflow.logs.base import HISTORY
+from streamflow.logs.kafka_reading import READ_SECONDS, make_consumer
+from streamflow.logs.kafka_url import KafkaUrl, unreachable
+
+log_ = logging.getLogger("streamflow.logs")
+
+COMMIT_SECONDS: Final = 0.2
+"""Offsets that move meanwhile are committed together."""
+
+
+class PublishedOffsets:
+    """The published offsets of one app, as far as this handle knows them."""
+
+    def __init__(self, url: KafkaUrl, app: str) -> None:
+        self._url = url
+        self._topic = f"{app}.{HISTORY}"
+        self._consumer = make_consumer(url, group=f"{app}.outbox")
+        self._lock = threading.Lock()
+        self._known: dict[int, int] = {}
+        self._dirty: dict[int, int] = {}
+        self._committing: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def moved(self, partition: int, offset: int) -> None:
+        """All derived from below `offset` is published; it never goes back."""
+        if offset <= self._known.get(partition, 0):
+            return
+        self._known[partition] = self._dirty[partition] = offset
+        if self._committing is None and not self._closed:
+            self._committing = asyncio.get_running_loop().create_task(self._commit_later(), name="published-offsets")
+
+    async def get(self, partition: int) -> int:
+        """The highest offset known here or committed by anybody."""
+        found = await asyncio.to_thread(self._committed, partition)
+        return max(found, self._known.get(partition, 0))
+
+    def _committed(self, partition: int) -> int:
+        try:
+            with self._lock:
+                (found,) = self._consumer.committed([TopicPartition(self._topic, partition)], timeout=READ_SECONDS)
+        except KafkaException as error:
+            raise unreachable(self._url.url, error.args[0].str()) from None
+        if found.error is not None:
+            raise unreachable(self._url.url, found.error.str())
+        return max(0, found.offset)
+
+    async def _commit_later(self) -> None:
+        while self._dirty and not self._closed:
+            await asyncio.sleep(COMMIT_SECONDS)
+            await self._commit()
+        self._committing = None
+
+    async def _commit(self) -> None:
+        dirty, self._dirty = self._dirty, {}
+        if not dirty:
+            return
+        offsets = [TopicPartition(self._topic, partition, offset) for partition, offset in dirty.items()]
+        try:
+            await asyncio.to_thread(self._commit_now, offsets)
+        except KafkaException as error:
+            self._dirty = {**dirty, **self._dirty}
+            log_.debug("%s: published offsets wait: %s", self._url.url, error.args[0].str())
+
+    def _commit_now(self, offsets: list[TopicPartition]) -> None:
+        with self._lock:
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+
+    async def close(self) -> None:
+        """Commit what moved last, once, and end."""
+        if self._committing is not None:
+            self._committing.cancel()
+            await asyncio.wait((self._committing,))
+        self._closed = True
+        await self._commit()
+        await asyncio.to_thread(self._consumer.close)

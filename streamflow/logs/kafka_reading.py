@@ -1,0 +1,216 @@
+"""Reading a Kafka log in bulk: from an offset to the end that it has now, and where it begins and ends.
+
+librdkafka's consumers wait, so each read runs in a thread, on one of a few consumers. A read that goes on where the
+last one of its partition stopped finds the next records fetched already; that is how a restore runs at full speed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from streamflow.errors import Unavailable
+from streamflow.logs.base import Record
+from streamflow.logs.kafka_url import KafkaUrl, refused, unreachable
+
+log_ = logging.getLogger("streamflow.logs")
+
+READERS_MAX: Final = 4
+"""Bulk reads at once per handle; others wait for their turn."""
+
+READ_SECONDS: Final = 30.0
+"""How long the cluster may take to answer a read before it counts as `Unavailable`; the owner then tries again."""
+
+RETRY_SECONDS: Final = 0.05
+
+READ_BYTES_MAX: Final = 4 * 1024 * 1024
+"""A read stops behind this many bytes, so that a batch of large records does not fill memory."""
+
+DRAIN_RECORDS_MAX: Final = 2_000
+FETCH_KBYTES_MAX: Final = 16 * 1024
+"""What one consumer fetches ahead of its reader."""
+
+GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
+MOVING: Final = frozenset({
+    KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.OFFSET_NOT_AVAILABLE, KafkaError.KAFKA_STORAGE_ERROR, KafkaError._TRANSPORT, KafkaError._TIMED_OUT,
+    KafkaError._ALL_BROKERS_DOWN, KafkaError._WAIT_CACHE,
+})  # fmt: skip
+"""The partition is being created, or moves to another broker: worth asking again."""
+
+UNKNOWN: Final = frozenset({
+    KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_ID,
+})  # fmt: skip
+
+
+def make_consumer(url: KafkaUrl, *, group: str, **role: object) -> Consumer:
+    """A consumer that commits nothing by itself and never jumps to an offset of its own choice."""
+    defaults: dict[str, object] = {
+        "fetch.wait.max.ms": 100,  # a partition that is added waits as long for the fetch that is under way
+        "fetch.queue.backoff.ms": 5,
+        "fetch.error.backoff.ms": 50,
+        "queued.max.messages.kbytes": FETCH_KBYTES_MAX,
+        "check.crcs": True,
+    }
+    try:
+        return Consumer(
+            url.config(
+                defaults=defaults,
+                group_id=group,
+                enable_auto_commit=False,
+                enable_auto_offset_store=False,
+                auto_offset_reset="error",
+                isolation_level="read_uncommitted",
+                error_cb=lambda error: log_.debug("%s: consumer: %s", url.url, error.str()),
+                logger=log_,
+                **role,
+            )
+        )
+    except KafkaException as error:
+        refused(url.url, error)
+
+
+def records_of(messages: Sequence[Message]) -> list[Record]:
+    """The records among them, without errors and events."""
+    return [
+        Record(message.offset(), message.key() or b"", message.value())  # type: ignore[arg-type]
+        for message in messages
+        if message.error() is None
+    ]
+
+
+class _Reader:
+    """One consumer, used by one thread at a time. `place` is where it stands: topic, partition, next offset."""
+
+    def __init__(self, url: KafkaUrl, app: str, bounds: Callable[[str, int], tuple[int, int]]) -> None:
+        self.url = url
+        self.bounds = bounds
+        self.place: tuple[str, int, int] | None = None
+        self.consumer = make_consumer(url, group=f"{app}.readers", enable_partition_eof=True)
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        """Records from `offset` up to the present end, at most `limit`, at least one if there is one."""
+        low, high = self.bounds(topic, partition)
+        following = max(offset, low)
+        if following >= high:
+            return []
+        if self.place != (topic, partition, following):
+            self.consumer.assign([TopicPartition(topic, partition, following)])
+        self.place = None  # until all went well
+        deadline = time.monotonic() + READ_SECONDS
+        records: list[Record] = []
+        size = 0
+        while following < high and len(records) < limit and size < READ_BYTES_MAX:
+            if time.monotonic() > deadline:
+                raise unreachable(self.url.url, f"{topic}[{partition}] gave no record within {READ_SECONDS:g} s")
+            messages = self.consumer.consume(1, 0.5)
+            wanted = min(limit - len(records) - len(messages), DRAIN_RECORDS_MAX)
+            if messages and wanted > 0 and messages[0].error() is None:
+                size += len(messages[0].value() or b"")
+                # By size, too: a batch of megabytes is taken one by one.
+                wanted = min(wanted, max(1, READ_BYTES_MAX // (len(messages[0].value() or b"") + 1)))
+                messages += self.consumer.consume(wanted, 0)
+            for message in messages:
+                if (error := message.error()) is None:
+                    continue
+                if error.code() == KafkaError._PARTITION_EOF:
+                    following = max(following, message.offset() or 0)
+                elif error.code() in GONE:
+                    return self.read(topic, partition, following, limit)  # trimmed meanwhile
+                elif error.code() in UNKNOWN:
+                    raise unreachable(self.url.url, f"topic {topic}: {error.str()}")
+            found = records_of(messages)
+            if found:
+                records += found
+                size += sum(len(record.value or b"") for record in found)
+                following = max(following, found[-1].offset + 1)
+        if records:
+            following = max(following, records[-1].offset + 1)
+        if following >= high:
+            self.consumer.unassign()  # else it would ask for more for ever
+        else:
+            self.place = (topic, partition, following)
+        return records
+
+
+class Reading:
+    """The bulk-reading half of a `KafkaLog`."""
+
+    def __init__(self, url: KafkaUrl, app: str) -> None:
+        self._url, self._app = url, app
+        self._threads = ThreadPoolExecutor(READERS_MAX, thread_name_prefix="streamflow-kafka-read")
+        self._lock = threading.Lock()
+        self._free: list[_Reader] = []
+        # Apart from the readers: a question would wait for the fetch that is under way on the same connection.
+        self._asking = make_consumer(url, group=f"{app}.readers")
+
+    async def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        """See `Log.read`; `topic` is the full name."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._read, topic, partition, offset, limit)
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """(start offset, end offset)."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._bounds, topic, partition)
+
+    def _read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
+        reader = self._take((topic, partition, offset))
+        try:
+            return reader.read(topic, partition, offset, limit)
+        finally:
+            self._give_back(reader)
+
+    def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        place = TopicPartition(topic, partition)
+        deadline = time.monotonic() + READ_SECONDS
+        while True:
+            try:
+                found = self._asking.get_watermark_offsets(place, timeout=READ_SECONDS)
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code in UNKNOWN:
+                    raise Unavailable(
+                        f"{self._url.url}: topic {topic} is not there (any more): was it deleted? Restore it, for what "
+                        f"was in it is kept nowhere else"
+                    ) from None
+                if code not in MOVING or time.monotonic() > deadline:
+                    raise unreachable(self._url.url, error.args[0].str()) from None
+                time.sleep(RETRY_SECONDS)
+                continue
+            if found is None:
+                raise unreachable(self._url.url, f"no answer within {READ_SECONDS:g} s")
+            low, high = found
+            return int(low), int(high)
+
+    def _take(self, place: tuple[str, int, int]) -> _Reader:
+        """The reader that stands there, else the one used longest ago."""
+        with self._lock:
+            for number, reader in enumerate(self._free):
+                if reader.place == place:
+                    return self._free.pop(number)
+            if self._free:
+                return self._free.pop(0)
+        return _Reader(self._url, self._app, self._bounds)
+
+    def _give_back(self, reader: _Reader) -> None:
+        with self._lock:
+            self._free.append(reader)
+
+    async def close(self) -> None:
+        """End the threads and consumers."""
+
+        def end() -> None:
+            self._threads.shutdown()
+            for reader in self._free:
+                reader.consumer.close()
+            self._asking.close()
+
+        await asyncio.to_thread(end)

@@ -1,0 +1,161 @@
+"""A `kafka://` URL taken apart: where the brokers are, what is ours, and what goes to librdkafka as it is.
+
+    kafka://host:9092,host2:9092                     plain text
+    kafka://host:9093?security.protocol=SSL&ssl.ca.location=/etc/ca.pem
+    kafka://host:9093?…&sasl.password.env=PASSWORD   the value of a setting from an environment variable
+    kafka://host:9093?…&sasl.password.file=/run/p    … or from a file, without its last line break
+
+Ours: `partitions` and `replication` (when topics are created) and `schema.registry.url`. All others are settings of
+librdkafka (its CONFIGURATION.md), for every producer, consumer and admin client alike. Settings on which correctness
+rests cannot be given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, NoReturn
+from urllib.parse import parse_qsl, urlsplit
+
+from streamflow.errors import InvalidArguments, StreamflowError, Unavailable
+
+PORT_DEFAULT: Final = 9092
+PARTITIONS_MAX: Final = 1_000
+"""Each partition costs an idle owner a claim, two followed topics and two small stores."""
+
+SECRETS: Final = ("password", "secret", "key.pem", "oauthbearer.config", "basic.auth")
+"""Settings with one of these in their name are shown as ***, wherever a URL is shown."""
+
+OURS: Final = frozenset({"partitions", "replication", "schema.registry.url"})
+KEPT: Final = frozenset({
+    "bootstrap.servers", "metadata.broker.list", "group.id", "group.instance.id", "group.protocol", "acks",
+    "request.required.acks", "enable.idempotence", "transactional.id", "max.in.flight",
+    "max.in.flight.requests.per.connection", "enable.auto.commit", "auto.commit.enable", "enable.auto.offset.store",
+    "auto.offset.reset", "partition.assignment.strategy", "isolation.level", "enable.partition.eof",
+    "message.max.bytes", "allow.auto.create.topics", "partitioner", "error_cb", "logger", "oauth_cb", "stats_cb",
+})  # fmt: skip
+"""What streamflow sets itself: the fence and the order of records rest on these."""
+
+COMMON: Final[Mapping[str, object]] = {
+    "client.id": "streamflow",
+    "socket.keepalive.enable": True,
+    # A broker that restarts is found again within a second, not within ten.
+    "reconnect.backoff.ms": 50,
+    "reconnect.backoff.max.ms": 1_000,
+    "allow.auto.create.topics": False,
+}
+
+
+class KafkaUrl(NamedTuple):
+    """`url` is fit to be shown: without secrets. `settings` go to every librdkafka client."""
+
+    url: str
+    bootstrap: str
+    settings: Mapping[str, object]
+    partitions: int | None
+    replication: int | None
+    registry: str | None
+
+    def config(self, *, defaults: Mapping[str, object] = MappingProxyType({}), **role: object) -> dict[str, Any]:
+        """Settings for one client: defaults, the user's over them, and over those what its role needs.
+
+        A role's names are written with `_` for `.`; those of callbacks (`error_cb`) stay as they are.
+        """
+        own = {name if name.endswith("_cb") else name.replace("_", "."): value for name, value in role.items()}
+        return {**COMMON, **defaults, **self.settings, "bootstrap.servers": self.bootstrap, **own}
+
+
+def parse_kafka(url: str, partitions: int | None = None) -> KafkaUrl:
+    """Take a Kafka URL apart; `partitions` is the caller's wish, which the URL must not contradict."""
+    parts = urlsplit(url)
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    shown = _shown(url, options)
+    if parts.fragment or parts.path.strip("/"):
+        raise InvalidArguments(f"{shown}: a kafka URL is kafka://HOST:PORT,HOST:PORT?setting=value, without a path")
+    if "@" in parts.netloc:
+        raise InvalidArguments(
+            "kafka://…: a kafka URL holds no user: write ?sasl.username=NAME&sasl.password.env=VARIABLE"
+        )
+    settings: dict[str, object] = {}
+    for name, value in options:
+        base, _, source = name.rpartition(".")
+        if source in ("env", "file") and base:
+            name, value = base, _secret(shown, base, source, value)
+        if name in KEPT:
+            raise InvalidArguments(f"{shown}: {name} is set by streamflow itself, order and fence rest on it: drop it")
+        if name in settings:
+            raise InvalidArguments(f"{shown}: {name} is given twice: drop one of them")
+        settings[name] = value
+    wanted = _whole(shown, "partitions", settings.pop("partitions", None), PARTITIONS_MAX)
+    if None not in (wanted, partitions) and wanted != partitions:
+        raise InvalidArguments(f"{shown}: the URL says partitions={wanted}, the caller {partitions}: drop one of them")
+    registry = settings.pop("schema.registry.url", None)
+    return KafkaUrl(
+        url=shown,
+        bootstrap=",".join(_address(shown, address) for address in parts.netloc.split(",")),
+        settings=settings,
+        partitions=wanted if wanted is not None else partitions,
+        replication=_whole(shown, "replication", settings.pop("replication", None), 32_767),
+        registry=None if registry is None else str(registry),
+    )
+
+
+def _address(shown: str, address: str) -> str:
+    host, colon, port = address.rpartition(":") if not address.endswith("]") else (address, "", "")
+    if not colon:
+        host, port = address, str(PORT_DEFAULT)
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidArguments(f"{shown}: expected HOST:PORT of a broker, found {address!r}")
+    return f"{host}:{port}"
+
+
+def _shown(url: str, options: list[tuple[str, str]]) -> str:
+    """The URL without what must not be logged."""
+    base = url.partition("?")[0]
+    query = "&".join(
+        f"{name}={'***' if any(secret in name for secret in SECRETS) else value}" for name, value in options
+    )
+    return f"{base}?{query}" if query else base
+
+
+def _secret(shown: str, name: str, source: str, value: str) -> str:
+    if source == "env":
+        found = os.environ.get(value)
+        if found is None:
+            raise InvalidArguments(f"{shown}: {name}.env names the environment variable {value}, which is not set")
+        return found
+    try:
+        return Path(value).read_text().rstrip("\r\n")
+    except OSError as error:
+        raise InvalidArguments(f"{shown}: {name}.file cannot be read: {error.strerror}: {value}") from None
+
+
+def _whole(shown: str, name: str, found: object, most: int) -> int | None:
+    if found is None:
+        return None
+    text = str(found)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
+        raise InvalidArguments(f"{shown}: {name} must be a whole number of 1 to {most:,}, found {text!r}")
+    return int(text)
+
+
+def unreachable(url: str, error: object) -> Unavailable:
+    """The cluster did not answer."""
+    return Unavailable(
+        f"{url}: the Kafka cluster cannot be reached ({error}): is a broker running there, and do the security "
+        f"settings fit it?"
+    )
+
+
+def refused(url: str, error: Exception) -> NoReturn:
+    """A librdkafka client could not be made: a setting that it does not know, or a value that it does not take."""
+    found = error.args[0] if error.args else error
+    text = getattr(found, "str", lambda: str(found))()
+    raise InvalidArguments(f"{url}: {text}: see librdkafka's CONFIGURATION.md for names and values") from None
+
+
+def kafka_missing() -> StreamflowError:
+    """The optional dependency is not there."""
+    return StreamflowError("kafka:// needs the package confluent-kafka: pip install 'streamflow-engine[kafka]'")

@@ -1,0 +1,310 @@
+"""Writing to Kafka: the fence of the history, and publishing to all other topics.
+
+The fence. Kafka has no conditional append. Each record carries (term, seq), the writer knows which offset its next
+record must get, and an acknowledgement at exactly that offset proves that nobody wrote before it: the record is durable
+and valid. Any other acknowledgement, or none, is *unknown*: the caller reads the log again. What was refused this way
+may well be in the log; the reading rule (core/reading.py) says whether it counts.
+
+Rules of this file:
+
+- Futures of one partition are completed in the order of the calls; after a failure all that build on it fail.
+- A new producer, or one that was idle for long, gives no order between its first batches: the first append is awaited
+  alone, the others wait for it here.
+- A published offset never moves past records whose publish failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from confluent_kafka import KafkaError
+
+from streamflow.errors import StreamflowError, Unavailable
+from streamflow.logs.base import HISTORY, Outgoing
+from streamflow.logs.checks import fenced, fenced_behind
+from streamflow.logs.kafka_lane import CLOSE_SECONDS, Lane, Sent
+from streamflow.logs.kafka_url import KafkaUrl
+
+log_ = logging.getLogger("streamflow.logs")
+
+HISTORY_LANES_MAX: Final = 4
+"""Producers for the history per handle: each costs a connection and two threads per broker."""
+
+IDLE_SECONDS: Final = 3_600.0
+"""Brokers forget an idle producer after a day; then its next batch counts as the first of a new one."""
+
+PENDING_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Bytes handed over and not yet durable; a caller that does not await its futures is refused beyond."""
+
+
+class _Append(Sent):
+    """An append under way. `records` are kept only while it waits for the first one of its lane."""
+
+    __slots__ = ("count", "done", "expected", "partition", "records", "settled", "size")
+
+    def __init__(
+        self,
+        done: asyncio.Future[int],
+        partition: int,
+        expected: int,
+        records: Sequence[tuple[bytes, bytes]],
+        size: int,
+    ) -> None:
+        super().__init__(len(records))
+        self.done, self.partition, self.expected, self.size = done, partition, expected, size
+        self.count = len(records)
+        self.records: Sequence[tuple[bytes, bytes]] | None = records
+        self.settled = False
+
+
+class _Publish(Sent):
+    """A publish under way; `published` is (partition, offset, chain)."""
+
+    __slots__ = ("done", "published", "size")
+
+    def __init__(
+        self, done: asyncio.Future[None], count: int, published: tuple[int, int, int] | None, size: int
+    ) -> None:
+        super().__init__(count)
+        self.done, self.published, self.size = done, published, size
+
+
+class _Tail:
+    """What was handed over to one history partition."""
+
+    __slots__ = ("failed_end", "held", "proven_at", "under_way")
+
+    def __init__(self) -> None:
+        self.under_way: deque[_Append] = deque()
+        self.held = False
+        """Whether some of these wait for the first one."""
+        self.failed_end: int | None = None
+        """Where the failed appends would have ended, until the caller looks again."""
+        self.proven_at = float("-inf")
+        """When its lane last had an append of it acknowledged: until then the next one goes alone."""
+
+
+class Writing:
+    """The writing half of a `KafkaLog`. All methods are called on the event loop."""
+
+    def __init__(
+        self, url: KafkaUrl, app: str, partitions: int, moved: Callable[[int, int], None], *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._url, self._app = url, app
+        self._loop = asyncio.get_running_loop()
+        self._monotonic = monotonic
+        self._moved = moved
+        """Called with (partition, offset) when all derived from history below the offset is published."""
+        self._lanes: list[Lane | None] = [None] * min(partitions, HISTORY_LANES_MAX)
+        self._publisher: Lane | None = None
+        self._tails = [_Tail() for _ in range(partitions)]
+        self._publishes: deque[_Publish] = deque()
+        self._chains = [0] * partitions
+        self._void: set[int] = set()
+        self._pending_bytes = 0
+        self._ended: list[Lane] = []
+
+    # -- history -----------------------------------------------------------------------------------------------------
+
+    def append(
+        self, partition: int, expected: int, records: Sequence[tuple[bytes, bytes]], size: int
+    ) -> asyncio.Future[int]:
+        """See `Log.append`; arguments are checked, `size` is the bytes of all."""
+        done: asyncio.Future[int] = self._loop.create_future()
+        tail = self._tails[partition]
+        if tail.failed_end is not None:
+            if expected == tail.failed_end:
+                tail.failed_end += len(records)
+                done.set_exception(fenced_behind(self._url.url, partition, expected))
+                return done
+            tail.failed_end = None
+        if (full := self._full()) is not None:
+            done.set_exception(full)
+            tail.failed_end = expected + len(records)
+            return done
+        append = _Append(done, partition, expected, tuple(records), size)
+        lane = self._history_lane(partition)
+        proven = self._monotonic() - tail.proven_at < IDLE_SECONDS
+        alone = not tail.under_way
+        tail.under_way.append(append)
+        self._pending_bytes += size
+        if alone or (proven and not tail.held):
+            self._send(lane, append)
+        else:
+            tail.held = True
+        return done
+
+    def looked(self, partition: int) -> None:
+        """The caller has looked at the partition's end again: appends build on what it saw."""
+        self._tails[partition].failed_end = None
+
+    def _history_lane(self, partition: int) -> Lane:
+        number = partition % len(self._lanes)
+        lane = self._lanes[number]
+        if lane is None:
+            lane = self._lanes[number] = Lane(self._url, f"history-{number}", self._appended)
+        return lane
+
+    def _send(self, lane: Lane, append: _Append) -> None:
+        records, append.records = append.records, None
+        assert records is not None, append.expected
+        topic = f"{self._app}.{HISTORY}"
+        try:
+            for number, (key, value) in enumerate(records):
+                lane.send(topic, append.partition, key, value, append, append.expected + number)
+        except BufferError:
+            # A part of it may be under way: what becomes of the rest of this lane is unknown, too.
+            self._drop(lane, "librdkafka's queue is full")
+
+    def _appended(self, lane: Lane, acknowledged: list[Sent]) -> None:
+        for append in acknowledged:
+            assert isinstance(append, _Append), append
+            if append.settled:
+                continue
+            if append.error is not None:
+                if not lane.dropped:
+                    self._drop(lane, append.error.str())
+                continue
+            tail = self._tails[append.partition]
+            if append.found is not None:
+                self._break(tail, fenced(self._url.url, append.partition, append.expected, append.found))
+                continue
+            assert tail.under_way[0] is append, (append.partition, append.expected)
+            tail.under_way.popleft()
+            tail.proven_at = self._monotonic()
+            self._settle(append, None)
+            if tail.held:
+                tail.held = False
+                for waiting in list(tail.under_way):
+                    if waiting.records is not None and not lane.dropped:
+                        self._send(lane, waiting)
+
+    def _break(self, tail: _Tail, error: StreamflowError) -> None:
+        """The first append under way failed with `error`: all behind it build on it."""
+        for append in tail.under_way:
+            self._settle(append, error)
+            tail.failed_end = append.expected + append.count
+            error = fenced_behind(self._url.url, append.partition, append.expected)
+        tail.under_way.clear()
+        tail.held = False
+
+    def _drop(self, lane: Lane, why: str) -> None:
+        """The outcome of what this lane has under way is unknown: all of it fails, and a new lane takes over."""
+        log_.warning("%s: producer %s is replaced: %s", self._url.url, lane.name, why)
+        lane.drop()
+        self._ended.append(lane)
+        number = self._lanes.index(lane)
+        self._lanes[number] = None
+        for partition in range(number, len(self._tails), len(self._lanes)):
+            tail = self._tails[partition]
+            tail.proven_at = float("-inf")
+            self._break(
+                tail,
+                Unavailable(f"{self._url.url}: history[{partition}]: the outcome of an append is unknown ({why})"),
+            )
+
+    def _settle(self, append: _Append, error: StreamflowError | None) -> None:
+        append.settled = True
+        self._pending_bytes -= append.size
+        if append.done.done():
+            return  # the caller does not wait any more
+        append.done.set_result(append.expected) if error is None else append.done.set_exception(error)
+
+    # -- all other topics --------------------------------------------------------------------------------------------
+
+    def publish(
+        self, records: Sequence[Outgoing], published: tuple[int, int] | None, size: int
+    ) -> asyncio.Future[None]:
+        """See `Log.publish`; arguments are checked and the topics exist."""
+        done: asyncio.Future[None] = self._loop.create_future()
+        if (full := self._full()) is not None:
+            if published is not None:
+                self._void.add(published[0])
+            done.set_exception(full)
+            return done
+        upto = None
+        if published is not None and published[0] not in self._void:
+            upto = (*published, self._chains[published[0]])
+        publish = _Publish(done, len(records), upto, size)
+        self._publishes.append(publish)
+        self._pending_bytes += size
+        if not records:
+            self._loop.call_soon(self._complete)
+            return done
+        if self._publisher is None:
+            self._publisher = Lane(self._url, "publisher", self._published)
+        lane = self._publisher
+        try:
+            for topic, partition, key, value in records:
+                lane.send(f"{self._app}.{topic}", partition, key, value, publish)
+        except BufferError:
+            publish.error = KafkaError(KafkaError._QUEUE_FULL)
+            publish.left = 0
+            self._complete()
+        return done
+
+    def look_at_published(self, partition: int) -> None:
+        """The partition's owner begins again from its published offset: what was under way counts no more."""
+        self._chains[partition] += 1
+        self._void.discard(partition)
+
+    def _published(self, lane: Lane, acknowledged: list[Sent]) -> None:
+        if not lane.dropped and any(sent.error is not None and sent.error.fatal() for sent in acknowledged):
+            lane.drop()
+            self._ended.append(lane)
+            self._publisher = None
+        self._complete()
+
+    def _complete(self) -> None:
+        """Complete what is acknowledged, in the order of the calls."""
+        while self._publishes and self._publishes[0].left <= 0:
+            publish = self._publishes.popleft()
+            self._pending_bytes -= publish.size
+            if publish.error is not None:
+                if publish.published is not None:
+                    self._void.add(publish.published[0])
+                if not publish.done.done():
+                    publish.done.set_exception(
+                        Unavailable(f"{self._url.url}: publishing failed ({publish.error.str()}): try again")
+                    )
+                continue
+            if publish.published is not None:
+                partition, offset, chain = publish.published
+                if chain == self._chains[partition] and partition not in self._void:
+                    self._moved(partition, offset)
+            if not publish.done.done():
+                publish.done.set_result(None)
+
+    def _full(self) -> Unavailable | None:
+        if self._pending_bytes <= PENDING_BYTES_MAX:
+            return None
+        return Unavailable(
+            f"{self._url.url}: {self._pending_bytes:,} bytes wait to be written, at most {PENDING_BYTES_MAX:,} may: "
+            "await earlier appends first"
+        )
+
+    async def close(self) -> None:
+        """Finish what was handed over, as far as the cluster takes it, and end the threads."""
+        waiting: list[asyncio.Future[int] | asyncio.Future[None]] = []
+        waiting += [append.done for tail in self._tails for append in tail.under_way]
+        waiting += [publish.done for publish in self._publishes]
+        if waiting:
+            await asyncio.wait(waiting, timeout=CLOSE_SECONDS)
+        lanes = [lane for lane in (*self._lanes, self._publisher) if lane is not None]
+        for lane in lanes:
+            lane.close()
+        for lane in (*lanes, *self._ended):
+            await lane.closed
+        await asyncio.sleep(0)  # what the lanes handed over last has been taken in
+        for tail in self._tails:
+            self._break(tail, Unavailable(f"{self._url.url}: closed with an append under way"))
+        for publish in self._publishes:
+            if not publish.done.done():
+                publish.done.set_exception(Unavailable(f"{self._url.url}: closed with a publish under way"))
+        self._publishes.clear()
