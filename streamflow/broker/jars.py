@@ -110,7 +110,7 @@ def _fetch(jars: Path, say: Callable[[str], None]) -> None:
                 whole.rename(jars)
     except OSError as error:
         # Also what the resolver's HTTP library raises is an OSError; a full disk is told apart by its text.
-        raise _not_fetched(jars, error) from error
+        raise _not_fetched(error) from error
 
 
 def _resolve(folder: Path) -> list[Path]:
@@ -129,10 +129,10 @@ def _resolve(folder: Path) -> list[Path]:
         try:
             environment = EnvironmentBuilder(context=context, cache_dir=folder / "environments").from_endpoint(endpoint)
         except (RuntimeError, ValueError) as error:
-            raise _not_fetched(folder, error) from error
+            raise _not_fetched(error) from error
         jars = [Path(jar) for jar in environment.all_jars]
         if not jars:
-            raise _not_fetched(folder, RuntimeError(f"the resolver found no jars for {endpoint}"))
+            raise _not_fetched(RuntimeError(f"the resolver found no jars for {endpoint}"))
         found += jars
     return found
 
@@ -143,9 +143,9 @@ def _check_jar(jar: Path) -> None:
         with zipfile.ZipFile(jar) as archive:
             damaged = archive.testzip()
     except zipfile.BadZipFile as error:
-        raise _not_fetched(jar, RuntimeError(f"{jar.name} arrived damaged: {error}")) from error
+        raise _not_fetched(RuntimeError(f"{jar.name} arrived damaged: {error}")) from error
     if damaged is not None:
-        raise _not_fetched(jar, RuntimeError(f"{jar.name} arrived damaged at {damaged}"))
+        raise _not_fetched(RuntimeError(f"{jar.name} arrived damaged at {damaged}"))
 
 
 def _repository() -> str:
@@ -157,11 +157,11 @@ def _repository() -> str:
     return str(MAVEN_CENTRAL_URL)
 
 
-def _not_fetched(place: Path, error: Exception) -> BrokerMissing:
+def _not_fetched(error: Exception) -> BrokerMissing:
     return BrokerMissing(
         f"the jars of Apache Kafka {KAFKA_VERSION} could not be fetched into {cache_folder()} "
-        f"({type(error).__name__}: {error}). They are needed once: check that the Maven repository can be reached (another "
-        f"one: {REPOSITORY_VARIABLE}=URL) and that the folder can be written (another one: XDG_CACHE_HOME=DIR)"
+        f"({type(error).__name__}: {error}). They are needed once: check that the Maven repository can be reached "
+        f"(another one: {REPOSITORY_VARIABLE}=URL) and that the folder can be written (another one: XDG_CACHE_HOME=DIR)"
     )
 
 

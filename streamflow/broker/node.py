@@ -99,9 +99,7 @@ class Node:
                 )
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         self._ended_by_us = False
-        self._process = process.start(
-            self._java(self._heap_mb, "kafka.Kafka", str(self.properties)), self.log_file
-        )
+        self._process = process.start(self._java(self._heap_mb, "kafka.Kafka", str(self.properties)), self.log_file)
 
     def check(self) -> None:
         """Raise when the process ended and nobody here ended it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
@@ -18,16 +18,15 @@ class Probe:
     def __init__(self, bootstrap: str) -> None:
         from confluent_kafka.admin import AdminClient
 
-        self._client: AdminClient = AdminClient(
-            {
-                "bootstrap.servers": bootstrap,
-                "log_level": 0,
-                # A node that starts is tried again soon, not after seconds.
-                "reconnect.backoff.ms": 50,
-                "reconnect.backoff.max.ms": 200,
-                "error_cb": lambda _: None,
-            }
-        )
+        settings: dict[str, Any] = {
+            "bootstrap.servers": bootstrap,
+            "log_level": 0,
+            "error_cb": lambda _: None,
+            # A node that starts is tried again soon, not after seconds.
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 200,
+        }
+        self._client: AdminClient = AdminClient(settings)
 
     def nodes(self) -> list[int]:
         """The numbers of the nodes that the cluster counts in, in order; none when nobody answers."""
