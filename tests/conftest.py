@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.kafka.plugin"]
+
 # A deadline measures the machine, not the code: on a busy one it fails at random. The timeout of the run is enough.
 settings.register_profile("streamflow", deadline=None, print_blob=True)
 settings.load_profile("streamflow")

