@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from streamflow.errors import Fenced, InvalidArguments, PayloadTooLarge, Unavailable
 from streamflow.logs.base import COMMANDS, HISTORY, REPLIES, STATUS, TIMERS, Log, Outgoing, Record
-from tests.logs.support import Assigned, Place, on_loop, sqlite_url, take
+from tests.logs.support import Assigned, KafkaPlace, Place, on_loop, sqlite_url, take
 
 _numbers = itertools.count()
 
@@ -24,10 +23,15 @@ def make_sqlite(path: Path) -> Place:
     return Place(sqlite_url(path / "log.db"))
 
 
-@pytest.fixture(params=[make_memory, make_sqlite], ids=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    make: Callable[[Path], Place] = request.param
-    return make(tmp_path)
+    match request.param:
+        case "memory":
+            return make_memory(tmp_path)
+        case "sqlite":
+            return make_sqlite(tmp_path)
+        case _:
+            return KafkaPlace(request.getfixturevalue("kafka"))
 
 
 def numbered(count: int, start: int = 0) -> list[tuple[bytes, bytes]]:
@@ -44,7 +48,7 @@ async def values(log: Log, topic: str, partition: int, offset: int = 0) -> list[
 @on_loop
 async def test_new_log_is_empty(place: Place) -> None:
     log = await place.open()
-    assert (log.app, log.url, log.partitions) == ("shop", place.url, 4)
+    assert (log.app, log.url, log.partitions) == (place.app("shop"), place.url, 4)
     assert await log.read(HISTORY, 3, 0) == []
     assert await log.start_offset(HISTORY, 3) == await log.end_offset(HISTORY, 3) == 0
     assert await log.published_offset(3) == 0
@@ -84,10 +88,12 @@ async def test_large_batch_of_large_records_is_read_in_parts_without_loss(place:
 async def test_thousands_of_records_in_one_append_are_all_or_nothing(place: Place) -> None:
     log = await place.open()
     await log.append(0, 0, numbered(3_000))
-    with pytest.raises(Fenced):
-        await log.append(0, 1, numbered(3_000))
     assert await log.end_offset(HISTORY, 0) == 3_000
     assert len(await log.read(HISTORY, 0, 0, limit=5_000)) == 3_000
+    with pytest.raises(Fenced):
+        await log.append(0, 1, numbered(3_000))
+    if place.refuses_without_trace:
+        assert await log.end_offset(HISTORY, 0) == 3_000
 
 
 @on_loop
@@ -142,18 +148,23 @@ async def test_append_at_another_offset_than_the_end_is_fenced(place: Place, exp
     await log.append(0, 0, numbered(2))
     with pytest.raises(Fenced, match=rf"history\[0\] was expected to end at offset {expected}, it ends at 2"):
         await log.append(0, expected, numbered(1))
-    assert await log.end_offset(HISTORY, 0) == 2
+    # Where there is no conditional append, what is fenced is in the log and does not count (core/reading.py).
+    assert await log.end_offset(HISTORY, 0) == (2 if place.refuses_without_trace else 3)
 
 
 @on_loop
 async def test_of_two_writers_exactly_one_wins_each_offset(place: Place) -> None:
     one, two = await place.open(), await place.open()
-    for offset in range(20):
+    for _ in range(20):
+        offset = await one.end_offset(HISTORY, 0)
+        assert offset == await two.end_offset(HISTORY, 0)
         outcomes = await asyncio.gather(
             one.append(0, offset, [(b"k", b"one")]), two.append(0, offset, [(b"k", b"two")]), return_exceptions=True
         )
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Fenced", "int"]
-    assert await one.end_offset(HISTORY, 0) == 20
+        winner = b"one" if outcomes[0] == offset else b"two"
+        assert (await one.read(HISTORY, 0, offset))[0] == Record(offset, b"k", winner)
+    assert await one.end_offset(HISTORY, 0) == (20 if place.refuses_without_trace else 40)
 
 
 @on_loop
@@ -179,8 +190,12 @@ async def test_what_builds_on_a_failed_append_fails_too_even_where_the_foreign_r
     assert [type(outcome) for outcome in outcomes] == [Fenced, Fenced, Fenced]
     with pytest.raises(Fenced, match="builds on one that failed"):
         await log.append(0, 3, numbered(1))
-    assert await values(log, HISTORY, 0) == [b"foreign"]
-    assert await log.append(0, 1, numbered(1)) == 1, "having read again, the caller may go on"
+    assert (await values(log, HISTORY, 0))[: 1 if place.refuses_without_trace else None] == (
+        [b"foreign"] if place.refuses_without_trace else [b"foreign", b"turn-0"]
+    )
+    end = await log.end_offset(HISTORY, 0)
+    assert end == (1 if place.refuses_without_trace else 2)
+    assert await log.append(0, end, numbered(1)) == end, "having read again, the caller may go on"
 
 
 @on_loop
@@ -189,8 +204,9 @@ async def test_after_reading_again_an_append_may_land_where_the_failed_one_would
     await other.append(0, 0, [(b"k", b"foreign")])
     with pytest.raises(Fenced):
         await log.append(0, 0, numbered(1))
-    assert await log.end_offset(HISTORY, 0) == 1
-    assert await log.append(0, 1, numbered(1)) == 1
+    end = await log.end_offset(HISTORY, 0)
+    assert end == (1 if place.refuses_without_trace else 2)
+    assert await log.append(0, end, numbered(1)) == end
 
 
 @on_loop
@@ -365,15 +381,16 @@ async def test_a_newcomer_gets_its_share_only_after_release(place: Place) -> Non
     one = Assigned(first)
     await one.becomes(0, 1, 2, 3)
     two = Assigned(await other.join("two"))
-    await one.becomes(0, 1)
+    await one.has(2)
+    assert one.now is not None
+    given, kept = sorted(frozenset(range(4)) - one.now), one.now
     await eventually_set(two)
     assert two.now == frozenset(), "not before the first has stopped them"
-    await first.release(3)
-    await two.becomes(3)
-    await first.release(2)
-    await first.release(2)
-    await two.becomes(2, 3)
-    assert one.now == frozenset((0, 1))
+    await first.release(given[1])
+    await first.release(given[0])
+    await first.release(given[0])
+    await two.becomes(*given)
+    assert one.now == kept
 
 
 async def eventually_set(member: Assigned) -> None:
@@ -386,9 +403,13 @@ async def eventually_set(member: Assigned) -> None:
 async def test_what_a_leaver_had_goes_to_the_others_at_once(place: Place) -> None:
     log, other = await place.open(), await place.open()
     leaver = await log.join("one")
-    two = Assigned(await other.join("two"))
     left = Assigned(leaver)
-    await left.becomes(0, 1)
+    await left.becomes(0, 1, 2, 3)
+    two = Assigned(await other.join("two"))
+    await left.has(2)
+    for partition in frozenset(range(4)) - (left.now or frozenset()):
+        await leaver.release(partition)
+    await two.has(2)
     await leaver.leave()
     await leaver.leave()
     await leaver.release(0)
@@ -428,17 +449,24 @@ async def test_a_partition_taken_away_and_given_back_is_shown_twice(place: Place
     log, other = await place.open(), await place.open()
     first = await log.join("one")
     one = Assigned(first)
-    second = await other.join("two")
-    await one.becomes(0, 1)
-    await second.leave()
-    assert one.now == frozenset((0, 1)), "2 and 3 come back only after release: the member is still stopping them"
-    await first.release(2)
-    await first.release(3)
     await one.becomes(0, 1, 2, 3)
+    second = await other.join("two")
+    await one.has(2)
+    kept = one.now
+    assert kept is not None
+    leaving = asyncio.create_task(second.leave())
+    await asyncio.wait([leaving], timeout=0.1)
+    assert one.now == kept, "the others come back only after release: the member is still stopping them"
+    for partition in frozenset(range(4)) - kept:
+        await first.release(partition)
+    await one.becomes(0, 1, 2, 3)
+    await leaving
 
 
 @on_loop
 async def test_a_name_is_taken_while_its_member_lives(place: Place) -> None:
+    if not place.knows_names:
+        return  # names are unique by construction; a coordinator knows its members by ids of its own
     log, other = await place.open(), await place.open()
     first = await log.join("one/with odd:name")
     with pytest.raises(InvalidArguments, match="running already"):
@@ -507,7 +535,7 @@ async def test_who_may_not_create_waits_for_a_worker(place: Place) -> None:
     with pytest.raises(Unavailable, match="start a worker"):
         await place.open(create=False)
     await place.open("billing")
-    with pytest.raises(Unavailable, match=r"no topics of app 'shop': start a worker"):
+    with pytest.raises(Unavailable, match=rf"no topics of app '{place.app('shop')}': start a worker"):
         await place.open(create=False)
 
 

@@ -7,9 +7,12 @@ import functools
 import os
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final
+
+from confluent_kafka.admin import AdminClient
 
 from streamflow.logs import open_log
 from streamflow.logs.base import Log, Membership, Record
@@ -23,9 +26,18 @@ ROOT: Final = Path(__file__).parents[2]
 class Place:
     """Where a test keeps a log: opens handles to it and closes them all at the end."""
 
+    refuses_without_trace = True
+    """Whether an append that is fenced leaves nothing in the log."""
+    knows_names = True
+    """Whether the log refuses a second member of one name."""
+
     def __init__(self, url: str) -> None:
         self.url = url
         self.opened: list[Log] = []
+
+    def app(self, name: str) -> str:
+        """What the test's app is called on this log."""
+        return name
 
     async def open(self, app: str = "shop", *, create: bool = True, partitions: int | None = None) -> Log:
         log = await open_log(self.url, app=app, create=create, partitions=partitions)
@@ -35,6 +47,37 @@ class Place:
     async def close(self) -> None:
         for log in reversed(self.opened):
             await log.close()
+
+
+class KafkaPlace(Place):
+    """Apps of its own on a broker that all tests share; they are deleted at the end."""
+
+    refuses_without_trace = False
+    knows_names = False
+
+    def __init__(self, bootstrap: str) -> None:
+        super().__init__(f"kafka://{bootstrap}")
+        self._suffix = uuid.uuid4().hex[:8]
+        self._apps: set[str] = set()
+
+    def app(self, name: str) -> str:
+        return f"{name}-{self._suffix}"
+
+    async def open(self, app: str = "shop", *, create: bool = True, partitions: int | None = None) -> Log:
+        if create and app not in self._apps:
+            partitions = partitions or 4
+            self._apps.add(app)
+        return await super().open(self.app(app), create=create, partitions=partitions)
+
+    async def close(self) -> None:
+        await super().close()
+        await asyncio.to_thread(self._delete)
+
+    def _delete(self) -> None:
+        admin = AdminClient({"bootstrap.servers": self.url.partition("://")[2]})
+        mine = [topic for topic in admin.list_topics(timeout=10).topics if f"-{self._suffix}." in topic]
+        for future in (admin.delete_topics(mine) if mine else {}).values():
+            future.result()
 
 
 def on_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
