@@ -130,6 +130,10 @@ class Log(Protocol):
         """
         ...
 
+    async def verify(self) -> None:
+        """Raise `CorruptLog` when the topics are not the ones that were opened: deleted, and perhaps made anew."""
+        ...
+
     async def close(self) -> None:
         """Finish what was handed over (append, publish), leave, free everything. Idempotent."""
         ...
@@ -148,6 +152,15 @@ class Membership(Protocol):
 
     async def release(self, partition: int) -> None:
         """This member has stopped the partition: it may go to another at once. Idempotent."""
+        ...
+
+    async def confirm(self, partition: int, consumed: int | None = None) -> bool:
+        """Whether the group says that this member should own the partition; asked now, where the group is elsewhere.
+
+        False also where the group cannot say yet (it is being rearranged). `consumed`: commands below that offset are
+        consumed, which a group that keeps offsets notes, so that ordinary tools show what is left. Raises
+        `Unavailable`.
+        """
         ...
 
     async def leave(self) -> None:

@@ -28,8 +28,11 @@ from streamflow.logs.kafka_topics import Described, Topics
 from streamflow.logs.kafka_url import KafkaUrl
 from streamflow.logs.kafka_writing import Writing
 
-STATE_DIR: Final = "streamflow.state"
+STATE_DIR: Final = ".streamflow"
 """Where workers keep their state by default, in the current directory. It may be lost: a container needs no volume."""
+
+VERIFIED_SECONDS: Final = 1.0
+"""How long a look at the topics' ids holds: many partitions begin at the same time."""
 
 IDENTITY_TOPICS: Final = (COMMANDS, HISTORY)
 """Topics that make an app's log what it is: with another one of them, local state is of another log."""
@@ -61,6 +64,7 @@ class KafkaLog:
         self._members: list[KafkaMembership] = []
         self._making: dict[str, asyncio.Task[bool]] = {}
         self._closing: asyncio.Task[None] | None = None
+        self._verified_until = self._loop.time() + VERIFIED_SECONDS
 
     @property
     def app(self) -> str:
@@ -196,21 +200,24 @@ class KafkaLog:
     async def join(self, owner: str, *, instance: str | None = None) -> KafkaMembership:
         self._check_open()
         check_id(owner, what="owner")
-        await self._check_identity()
-        member = KafkaMembership(
+        await self.verify()
+        member = await KafkaMembership.join(
             self._url,
             topic=self._topics.name(COMMANDS),
             group=self._app,
             owner=owner,
             instance=instance,
-            partitions=self._partitions,
+            note=self._found[HISTORY].id,
         )
         self._members.append(member)
         return member
 
-    async def _check_identity(self) -> None:
-        """Raise `CorruptLog` when a topic is not the one that this handle opened."""
+    async def verify(self) -> None:
+        self._check_open()
+        if self._loop.time() < self._verified_until:
+            return
         now = await self._topics.ids()
+        self._verified_until = self._loop.time() + VERIFIED_SECONDS
         for topic in TOPICS:
             if now.get(topic) != self._found[topic].id:
                 raise CorruptLog(

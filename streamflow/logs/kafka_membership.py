@@ -16,14 +16,15 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from queue import SimpleQueue
 from typing import Any, Final
 
-from confluent_kafka import OFFSET_END, Consumer, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
 
-from streamflow.errors import StreamflowError, Unavailable
+from streamflow.errors import CorruptLog, StreamflowError, Unavailable
 from streamflow.logs.groups import Share
-from streamflow.logs.kafka_reading import make_consumer
-from streamflow.logs.kafka_url import KafkaUrl
+from streamflow.logs.kafka_reading import READ_SECONDS, make_consumer
+from streamflow.logs.kafka_url import KafkaUrl, unreachable
 
 log_ = logging.getLogger("streamflow.logs")
 
@@ -47,12 +48,12 @@ REJOIN_SECONDS: Final = 1.0
 class KafkaMembership:
     """See `streamflow.logs.base.Membership`."""
 
-    def __init__(
-        self, url: KafkaUrl, *, topic: str, group: str, owner: str, instance: str | None, partitions: int
-    ) -> None:
+    def __init__(self, url: KafkaUrl, *, topic: str, group: str, owner: str, instance: str | None, note: str) -> None:
         self.owner = owner
-        self._url, self._topic, self._group, self._instance = url, topic, group, instance
-        self._partitions = partitions
+        self._url, self._topic, self._group, self._instance, self._note = url, topic, group, instance, note
+        self._asked: SimpleQueue[tuple[int, int | None, asyncio.Future[bool]]] = SimpleQueue()
+        self._consumed: dict[int, int] = {}  # the thread's
+        self._joined: asyncio.Future[None]
         self._loop = asyncio.get_running_loop()
         self._share = Share()
         self._changed = asyncio.Event()
@@ -62,9 +63,22 @@ class KafkaMembership:
         self._leaving = threading.Event()
         self._left: asyncio.Future[None] = self._loop.create_future()
         self._held: set[int] = set()  # the thread's own view
-        self._consumer = self._join()
+        self._joined = self._loop.create_future()
         self._thread = threading.Thread(target=self._serve, name=f"streamflow-kafka-group-{owner}", daemon=True)
         self._thread.start()
+
+    @classmethod
+    async def join(
+        cls, url: KafkaUrl, *, topic: str, group: str, owner: str, instance: str | None, note: str
+    ) -> KafkaMembership:
+        """Become a member. `note` is kept with the group's offsets; a group that has another one is refused.
+
+        It is the id of the history's topic: that a history was deleted and made anew could not be told otherwise, and
+        all commands that are kept would be carried out again.
+        """
+        member = cls(url, topic=topic, group=group, owner=owner, instance=instance, note=note)
+        await member._joined
+        return member
 
     async def assignments(self) -> AsyncIterator[frozenset[int]]:
         """See the port. Ends after `leave`."""
@@ -82,6 +96,13 @@ class KafkaMembership:
         self._confirm()
         if not self._leaving.is_set() and self._share.update(self._assigned, self._assigned):
             self._changed.set()
+
+    async def confirm(self, partition: int, consumed: int | None = None) -> bool:
+        done: asyncio.Future[bool] = self._loop.create_future()
+        if self._leaving.is_set():
+            return False
+        self._asked.put((partition, consumed, done))
+        return await done
 
     async def leave(self) -> None:
         if not self._leaving.is_set():
@@ -131,8 +152,17 @@ class KafkaMembership:
 
     def _serve(self) -> None:
         try:
+            self._consumer = self._join()
+            try:
+                self._check_note()
+            except StreamflowError as error:
+                self._consumer.close()
+                self._on_loop(_fail, self._joined, error)
+                return
+            self._on_loop(_succeed, self._joined, None)
             while not self._leaving.is_set():
                 if self._poll():
+                    self._answer()
                     continue
                 self._leaving.wait(REJOIN_SECONDS)
                 if not self._leaving.is_set():
@@ -140,9 +170,50 @@ class KafkaMembership:
             self._leave()
         except Exception as error:  # a thread's boundary: the worker must not go on as if it were a member
             log_.exception("%s: member %s of %s failed", self._url.url, self.owner, self._group)
-            self._on_loop(self._fail, Unavailable(f"{self._url.url}: no longer in group {self._group}: {error!r}"))
+            failed = Unavailable(f"{self._url.url}: no longer in group {self._group}: {error!r}")
+            self._on_loop(self._fail, failed)
+            self._on_loop(_fail, self._joined, failed)
         finally:
-            self._on_loop(_finish, self._left)
+            self._leaving.set()
+            while not self._asked.empty():
+                self._on_loop(_succeed, self._asked.get()[2], False)
+            self._on_loop(_succeed, self._left, None)
+
+    def _check_note(self) -> None:
+        """Raise when the group's offsets belong to another history, or cannot be read."""
+        topic = self._consumer.list_topics(self._topic, timeout=READ_SECONDS).topics[self._topic]
+        places = [TopicPartition(self._topic, number) for number in topic.partitions]
+        for found in self._consumer.committed(places, timeout=READ_SECONDS):
+            if found.error is not None:
+                raise unreachable(self._url.url, found.error.str())
+            if found.offset >= 0:
+                self._consumed[found.partition] = found.offset
+            if found.metadata and found.metadata != self._note:
+                raise CorruptLog(
+                    f"{self._url.url}: the history of app {self._group} was deleted and created again (topic id "
+                    f"{found.metadata}, now {self._note}): its runs are lost, and the commands that are kept would "
+                    f"start them again. Restore the topic, or delete all topics of the app and the group {self._group} "
+                    f"to begin anew"
+                )
+
+    def _answer(self) -> None:
+        """Commit for those who ask: the group takes a commit only of a member that it knows, in its present shape."""
+        while not self._asked.empty():
+            partition, consumed, done = self._asked.get()
+            if partition not in self._held:
+                self._on_loop(_succeed, done, False)
+                continue
+            offset = consumed if consumed is not None else self._consumed.get(partition, 0)
+            place = TopicPartition(self._topic, partition, offset, metadata=self._note)
+            try:
+                (committed,) = self._consumer.commit(offsets=[place], asynchronous=False) or [place]
+                confirmed = committed.error is None
+            except KafkaException as error:
+                log_.debug("%s: group %s: %s", self._url.url, self._group, error.args[0].str())
+                confirmed = False
+            if confirmed:
+                self._consumed[partition] = offset
+            self._on_loop(_succeed, done, confirmed)
 
     def _poll(self) -> bool:
         """Serve the group for a while; False when this consumer can go on no more."""
@@ -208,6 +279,11 @@ class KafkaMembership:
         return True
 
 
-def _finish(future: asyncio.Future[None]) -> None:
+def _succeed(future: asyncio.Future[Any], result: object) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[None], error: StreamflowError) -> None:
+    if not future.done():
+        future.set_exception(error)

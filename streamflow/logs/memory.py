@@ -276,6 +276,9 @@ class MemoryLog:
         self._topics.rebalance()
         return member
 
+    async def verify(self) -> None:
+        self._stream(HISTORY, 0)
+
     async def close(self) -> None:
         if self._closed:
             return
@@ -314,6 +317,9 @@ class MemoryMembership:
         if self._topics.owners.get(partition) == self._owner:
             del self._topics.owners[partition]
         self._topics.rebalance()
+
+    async def confirm(self, partition: int, consumed: int | None = None) -> bool:
+        return partition in self.share.shown
 
     async def leave(self) -> None:
         if self._left:

@@ -280,6 +280,9 @@ class SqliteLog:
 
     # --- reading
 
+    async def verify(self) -> None:
+        self._check_open()  # a file that is open cannot become another one
+
     async def published_offset(self, partition: int) -> int:
         check_partition(partition, self.partitions)
         found = self._select("SELECT below FROM published WHERE stream=?", stream_of(self._history, partition))

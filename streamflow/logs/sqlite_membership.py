@@ -88,6 +88,10 @@ class SqliteMembership:
         if not self._left:
             await self._thread.release(partition)
 
+    async def confirm(self, partition: int, consumed: int | None = None) -> bool:
+        """See the port: what the heartbeat saw last, which is a fraction of a second old."""
+        return not self._left and self._thread.holds(partition)
+
     async def leave(self) -> None:
         if not self._left:
             self._left = True
@@ -130,6 +134,10 @@ class _Heartbeat(threading.Thread):
     def take(self) -> frozenset[int]:
         with self._lock:
             return self._share.take()
+
+    def holds(self, partition: int) -> bool:
+        with self._lock:
+            return partition in self._share.shown
 
     def release(self, partition: int) -> asyncio.Future[None]:
         done: asyncio.Future[None] = self._loop.create_future()

@@ -235,6 +235,11 @@ class Processor:
             effects = [PublishStatus(None)]
         return outgoing(effects, self.partition, workflow_id, self.log.partitions)
 
+    @property
+    def durably_consumed(self) -> int:
+        """The offset behind the last command whose turn is durable."""
+        return self.state.row().consumed
+
     async def _recover_and_consume(self) -> None:
         """First the runs that have attempts to run again, or code that did not fit; only then what is new for them."""
         found = self.state.needing_attention()

@@ -30,7 +30,7 @@ from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
 from streamflow.worker.executor import Executor
 from streamflow.worker.outbox import fire_at_of, fire_command
-from streamflow.worker.processor import Processor
+from streamflow.worker.processor import Processor, ProcessorState
 from streamflow.worker.timers import TimerService
 from streamflow.worker.watchdog import Watchdog
 from streamflow.workflow.code import RunCode
@@ -45,6 +45,8 @@ log_ = logging.getLogger("streamflow.worker")
 BACKOFF_SECONDS: Final = 0.1
 BACKOFF_SECONDS_MAX: Final = 2.0
 """Pause before a failed partition is begun again: short, since most failures are a hand-over, growing for real ones."""
+REPORT_SECONDS: Final = 2.0
+"""How often the group is told how far commands are consumed."""
 SWITCH_INTERVAL_SECONDS: Final = 0.0005
 """How long the event loop may keep the interpreter from the log's writer thread (see logs/DESIGN.md): the default of
 5 ms would be paid several times in each group commit."""
@@ -79,6 +81,7 @@ class Worker:
         self._slot: Slot | None = None
         self._membership: Membership | None = None
         self._assignments: asyncio.Task[None] | None = None
+        self._reports: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._leaving: set[int] = set()
         self._died: asyncio.Future[None] | None = None
@@ -111,6 +114,7 @@ class Worker:
             self._died.cancel()
             self._died = None
             raise
+        self._reports = loop.create_task(self._report(self._membership), name="reports")
         self._assignments = loop.create_task(self._follow_assignments(self._membership), name="assignments")
         self._assignments.add_done_callback(self._ended)
 
@@ -131,6 +135,9 @@ class Worker:
                 self._assignments.cancel()
                 await asyncio.wait((self._assignments,))
             await asyncio.gather(*(self._give_up(partition) for partition in list(self.partitions)))
+            if self._reports is not None:
+                self._reports.cancel()
+                await asyncio.wait((self._reports,))
             if self._membership is not None:
                 await self._membership.leave()
         finally:
@@ -212,6 +219,7 @@ class Worker:
             except Fenced as error:
                 FENCED.inc()
                 log_.warning("partition %d: %s; reading the log again", partition, error)
+                await self._until_confirmed(partition)
             except Unavailable as error:
                 log_.warning("partition %d: %s; trying again in %.1f s", partition, error, backoff)
             except CorruptLog as error:
@@ -225,9 +233,38 @@ class Worker:
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
 
+    async def _until_confirmed(self, partition: int) -> None:
+        """Wait until the group says that the partition is still this worker's.
+
+        Whoever fenced it may be its new owner, of whom this worker has not heard, having been paused. It could claim
+        the partition back, and be fenced again, to and fro; the log would stay right, and nobody would get on.
+        """
+        assert self._membership is not None
+        backoff = BACKOFF_SECONDS
+        while partition not in self._leaving:
+            try:
+                if await self._membership.confirm(partition):
+                    return
+            except Unavailable as error:
+                log_.warning("partition %d: %s", partition, error)
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
+
+    async def _report(self, membership: Membership) -> None:
+        """Tell the group from time to time how far the commands are consumed, for the tools that show lag."""
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            for partition, processor in list(self.processors.items()):
+                if processor.status is ProcessorState.ACTIVE:
+                    try:
+                        await membership.confirm(partition, processor.durably_consumed)
+                    except Unavailable as error:
+                        log_.debug("partition %d: consumed commands are not reported: %s", partition, error)
+
     async def _process(self, partition: int) -> bool:
         """One life of the partition; True when it was stopped on purpose."""
         assert self.executor is not None
+        await self.log.verify()
         stores: list[Store] = []
         try:
             store = await self._open_store(partition, HISTORY, stores)

@@ -476,6 +476,27 @@ async def test_a_name_is_taken_while_its_member_lives(place: Place) -> None:
 
 
 @on_loop
+async def test_a_member_is_confirmed_for_what_it_has_and_nothing_else(place: Place) -> None:
+    log, other = await place.open(), await place.open()
+    first = await log.join("one")
+    one = Assigned(first)
+    await one.becomes(0, 1, 2, 3)
+    assert await first.confirm(3)
+    assert await first.confirm(0, 7)
+    second = await other.join("two")
+    two = Assigned(second)
+    await one.has(2)
+    for partition in frozenset(range(4)) - (one.now or frozenset()):
+        await first.release(partition)
+    await two.has(2)
+    while not all([await first.confirm(partition) for partition in one.now or ()]):
+        pass  # the group is being rearranged
+    assert not any([await first.confirm(partition) for partition in two.now or ()])
+    await first.leave()
+    assert not await first.confirm(0)
+
+
+@on_loop
 async def test_groups_of_two_apps_are_separate(place: Place) -> None:
     shop, billing = await place.open("shop"), await place.open("billing")
     one, two = Assigned(await shop.join("one")), Assigned(await billing.join("one"))
