@@ -24,7 +24,7 @@ from streamflow.broker.probe import Probe
 ADDRESS_VARIABLE: Final = "STREAMFLOW_TEST_KAFKA"
 REQUIRE_VARIABLE: Final = "STREAMFLOW_REQUIRE_KAFKA"
 FIXTURES: Final = frozenset({"kafka", "kafka_cluster", "kafka_runtime"})
-ATTEMPTS: Final = 10
+ATTEMPTS: Final = 5
 """Of a second each, for a broker that somebody else started."""
 
 _why_missing = pytest.StashKey[str]()
