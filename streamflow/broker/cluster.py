@@ -83,6 +83,8 @@ class Cluster:
 
     def start(self) -> Self:
         """Start all nodes and wait until they answer; on a failure those that were started are stopped again."""
+        if any(node.is_running for node in self.nodes):
+            raise InvalidArguments(f"the broker in {self.directory} runs already: stop() it before start()")
         runtime = self._runtime or find_runtime(self._say)
         cluster_id = self._read_cluster_id() or _new_cluster_id()
         self.directory.mkdir(parents=True, exist_ok=True)
