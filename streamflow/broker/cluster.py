@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from streamflow.broker import settings
-from streamflow.broker.jars import find_runtime
+from streamflow.broker.jars import Runtime, find_runtime
 from streamflow.broker.node import Node, stop_all
 from streamflow.broker.probe import Probe
 from streamflow.errors import InvalidArguments, Unavailable
@@ -38,7 +38,8 @@ class Cluster:
     """One or three nodes of Apache Kafka. `start` fetches what is missing, starts them and waits until they answer.
 
     `ports` are those for clients, one per node; without it free ones are chosen. `settings` are the broker's own, and
-    win over ours. Leaving the `with` block stops all nodes; the directory stays.
+    win over ours. `say` is told before something takes long. Leaving the `with` block stops all nodes; the directory
+    stays.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Cluster:
         heap_mb: int = HEAP_MB_DEFAULT,
         settings: Mapping[str, str] | None = None,
         say: Callable[[str], None] = lambda _: None,
+        runtime: Runtime | None = None,
     ) -> None:
         if nodes not in SIZES:
             raise InvalidArguments(f"a broker has 1 or 3 nodes, not {nodes}")
@@ -62,6 +64,7 @@ class Cluster:
         self._heap_mb = heap_mb
         self._settings = settings or {}
         self._say = say
+        self._runtime = runtime
         self._probe: Probe | None = None
 
     @property
@@ -80,7 +83,9 @@ class Cluster:
 
     def start(self) -> Self:
         """Start all nodes and wait until they answer; on a failure those that were started are stopped again."""
-        runtime = find_runtime(self._say)
+        if any(node.is_running for node in self.nodes):
+            raise InvalidArguments(f"the broker in {self.directory} runs already: stop() it before start()")
+        runtime = self._runtime or find_runtime(self._say)
         cluster_id = self._read_cluster_id() or _new_cluster_id()
         self.directory.mkdir(parents=True, exist_ok=True)
         free = settings.free_ports(2 * self.size)

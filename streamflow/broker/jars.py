@@ -49,21 +49,28 @@ class Runtime(NamedTuple):
 
     java: Path
     jars: Path
+    archive: Path | None = None
+    """What makes it start faster (`archive.py`)."""
+    record: Path | None = None
+    """Where a node is to write such an archive when it ends."""
 
     @property
     def class_path(self) -> str:
-        """All jars of the folder, as Java writes it."""
-        return str(self.jars / "*")
+        """All jars of the folder, as Java writes it; in one order, since the archive is bound to it."""
+        return os.pathsep.join(str(jar) for jar in sorted(self.jars.glob("*.jar")))
 
 
 def find_runtime(say: Callable[[str], None] = lambda _: None) -> Runtime:
     """Java and the jars, fetched if they are not in the cache; `say` is told before something takes long."""
+    from streamflow.broker.archive import find_archive  # it starts a broker, and so needs this module
+
     java = _find_java()
     _check_client()
     jars = cache_folder() / f"kafka-{KAFKA_VERSION}"
     if not jars.is_dir():
         _fetch(jars, say)
-    return Runtime(java, jars)
+    runtime = Runtime(java, jars)
+    return runtime._replace(archive=find_archive(runtime, say))
 
 
 def cache_folder() -> Path:
@@ -97,7 +104,7 @@ def _package_missing(name: str, error: ImportError) -> BrokerMissing:
 def _fetch(jars: Path, say: Callable[[str], None]) -> None:
     try:
         jars.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(jars.with_name(f"{jars.name}.lock")):
+        with alone(jars.with_name(f"{jars.name}.lock")):
             if jars.is_dir():  # whoever held the lock before has fetched them
                 return
             say(f"Fetching Apache Kafka {KAFKA_VERSION} into {jars.parent} (43 MB, once) ...")
@@ -166,7 +173,7 @@ def _not_fetched(error: Exception) -> BrokerMissing:
 
 
 @contextmanager
-def _alone(path: Path) -> Generator[None, None, None]:
+def alone(path: Path) -> Generator[None, None, None]:
     """Hold the lock on that file. The kernel frees it when its holder dies, so waiting for it ends."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

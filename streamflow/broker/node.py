@@ -99,7 +99,11 @@ class Node:
                 )
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         self._ended_by_us = False
-        self._process = process.start(self._java(self._heap_mb, "kafka.Kafka", str(self.properties)), self.log_file)
+        record = self._runtime.record
+        recording = [] if record is None else [f"-XX:AOTCacheOutput={record}"]
+        self._process = process.start(
+            self._java(self._heap_mb, *recording, "kafka.Kafka", str(self.properties)), self.log_file
+        )
 
     def check(self) -> None:
         """Raise when the process ended and nobody here ended it."""
@@ -164,10 +168,18 @@ class Node:
         return f"node {self.number} of the broker {what}. The end of {self.log_file}:\n  {self.last_words()}"
 
     def _java(self, heap_mb: int, *arguments: str) -> list[str]:
+        archive = self._runtime.archive
         return [
             str(self._runtime.java),
             f"-Xmx{heap_mb}m",
+            # The smallest of the collectors; the others' threads would compete with the tests for the machine.
             "-XX:+UseSerialGC",
+            # Kafka's own, of which Java 25 warns at each start.
+            "--sun-misc-unsafe-memory-access=allow",
+            *([] if archive is None else [f"-XX:AOTCache={archive}"]),
+            # Java 25 takes part of the archive's machine code for wrong, makes it anew, and warns at each start.
+            "-XX:+UnlockDiagnosticVMOptions",
+            "-XX:-AOTAdapterCaching",
             f"-Dlog4j2.configurationFile={self._logging}",
             "-cp",
             self._runtime.class_path,

@@ -24,7 +24,7 @@ from streamflow.broker.probe import Probe
 ADDRESS_VARIABLE: Final = "STREAMFLOW_TEST_KAFKA"
 REQUIRE_VARIABLE: Final = "STREAMFLOW_REQUIRE_KAFKA"
 FIXTURES: Final = frozenset({"kafka", "kafka_cluster", "kafka_runtime"})
-ATTEMPTS: Final = 10
+ATTEMPTS: Final = 5
 """Of a second each, for a broker that somebody else started."""
 
 _why_missing = pytest.StashKey[str]()
@@ -83,8 +83,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Fetch the broker before the first test: it may take longer than a test may."""
-    uses = [item for item in session.items if not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))]
-    if not uses or session.config.option.collectonly or os.environ.get(ADDRESS_VARIABLE):
+    ours = FIXTURES - {"kafka"} if os.environ.get(ADDRESS_VARIABLE) else FIXTURES
+    needed = any(not ours.isdisjoint(getattr(item, "fixturenames", ())) for item in session.items)
+    if not needed or session.config.option.collectonly:
         return
     try:
         find_runtime(lambda text: _write(session.config, f"\n{text}"))

@@ -94,11 +94,18 @@ def test_one_node_answers_and_keeps_its_data_over_a_stop_and_a_kill(one: Cluster
 
 def test_a_node_that_ends_by_itself_is_told_with_its_last_words(one: Cluster):
     one.start()
+    with pytest.raises(StreamflowError, match="node 1 runs already"):
+        one.node(1).start()
+    for refused in (one.start, one.erase):
+        with pytest.raises(InvalidArguments, match=r"stop\(\) it before"):
+            refused()
     pid = one.node(1).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(Unavailable, match=r"node 1 of the broker ended with exit code -9\. The end of .*node-1\.log"):
         one.wait([1, 2])
+    with pytest.raises(StreamflowError, match="node 1 does not run"):
+        one.node(1).pause()
 
 
 def test_a_wrong_setting_is_told_with_what_the_broker_says_of_it(kafka_runtime: None, tmp_path: Path):
@@ -186,17 +193,6 @@ def test_a_cluster_that_was_not_started_says_so(tmp_path: Path):
         _ = Cluster(tmp_path).bootstrap
     with pytest.raises(InvalidArguments, match="never started"):
         Cluster(tmp_path).leader_of("topic", 0)
-
-
-def test_a_running_node_is_not_started_twice_nor_a_dead_one_paused(one: Cluster):
-    one.start()
-    with pytest.raises(StreamflowError, match="node 1 runs already"):
-        one.node(1).start()
-    with pytest.raises(InvalidArguments, match=r"runs: stop\(\) it"):
-        one.erase()
-    one.stop()
-    with pytest.raises(StreamflowError, match="node 1 does not run"):
-        one.node(1).pause()
 
 
 def test_the_number_of_nodes_of_a_directory_is_fixed_until_it_is_erased(kafka_runtime: None, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -67,8 +68,6 @@ def test_a_signal_while_it_starts_stops_it_too(broker: Process, tmp_path: Path):
 
 
 def test_a_node_that_dies_ends_the_command(kafka_runtime: None, tmp_path: Path, port: int):
-    import os
-
     process = Process(tmp_path, "broker", "--port", str(port), "--json")
     try:
         said = json.loads(process.wait_for("bootstrap"))

