@@ -319,7 +319,7 @@ class MemoryMembership:
         self._topics.rebalance()
 
     async def confirm(self, partition: int, consumed: int | None = None) -> bool:
-        return partition in self.share.shown
+        return not self._left and partition in self.share.shown
 
     async def leave(self) -> None:
         if self._left:

@@ -12,7 +12,7 @@ that it must be there (`CI`, or `STREAMFLOW_REQUIRE_KAFKA=1`), the run fails.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import pytest
@@ -20,6 +20,7 @@ import pytest
 from streamflow.broker import BrokerMissing, Cluster
 from streamflow.broker.jars import find_runtime
 from streamflow.broker.probe import Probe
+from tests.kafka.stage import After
 
 ADDRESS_VARIABLE: Final = "STREAMFLOW_TEST_KAFKA"
 REQUIRE_VARIABLE: Final = "STREAMFLOW_REQUIRE_KAFKA"
@@ -28,6 +29,9 @@ ATTEMPTS: Final = 5
 """Of a second each, for a broker that somebody else started."""
 
 _why_missing = pytest.StashKey[str]()
+_faults = pytest.StashKey[list[str]]()
+
+FaultReport = Callable[[str, After], None]
 
 
 def is_required() -> bool:
@@ -69,6 +73,19 @@ def kafka_cluster(kafka_runtime: None, tmp_path_factory: pytest.TempPathFactory)
         yield cluster
 
 
+@pytest.fixture
+def fault_report(pytestconfig: pytest.Config) -> FaultReport:
+    """Keeps what a fault cost, for the end of the run: called with a name and what the log said afterwards."""
+
+    def keep(name: str, after: After) -> None:
+        pytestconfig.stash.setdefault(_faults, []).append(
+            f"{after.longest_pause:5.1f} s without progress: {name} "
+            f"({after.findings.runs} runs, {after.findings.repeated_attempts} attempts repeated)"
+        )
+
+    return keep
+
+
 # --------------------------------------------------------------------------------------------------------------- hooks
 
 
@@ -103,7 +120,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say at length what was missing."""
+    """Say what the faults cost, and at length what was missing."""
+    if faults := config.stash.get(_faults, None):
+        terminalreporter.section("faults")
+        for line in faults:
+            terminalreporter.write_line(line)
     why = config.stash.get(_why_missing, None)
     if why is not None:
         terminalreporter.section("KAFKA TESTS DID NOT RUN", sep="!", red=True, bold=True)

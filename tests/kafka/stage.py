@@ -1,0 +1,138 @@
+"""What the Kafka fault tests share: worker processes on a real cluster, a client, and a look at the log afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import streamflow as sf
+from streamflow.cli.evidence import LINES_VARIABLE, Findings, History, examine, read_lines
+from streamflow.cli.worker_process import WorkerProcess, Workers
+from streamflow.logs.base import HISTORY
+from streamflow.logs.open import open_log
+from tests.kafka.faulty_app import APP_VARIABLE, STEPS
+
+RUN_SECONDS: Final = 150.0
+PARTITIONS: Final = 6
+APP_SPEC: Final = "tests.kafka.faulty_app:app"
+
+
+@dataclass
+class After:
+    """What the log and the steps' lines say when all is over."""
+
+    findings: Findings
+    history: History
+    longest_pause: float
+    """The longest time in seconds in which some partition that had work wrote no turn that counts."""
+
+
+@dataclass
+class Stage:
+    """A folder, an app of its own on the cluster, and worker processes."""
+
+    folder: Path
+    url: str
+    workers: Workers
+    app: str = field(default_factory=lambda: f"faulty-{uuid.uuid4().hex[:8]}")
+
+    def start(self, *, state: str = "state", url: str | None = None) -> WorkerProcess:
+        """One more worker; those with the same `state` each have a directory of it to themselves."""
+        return self.workers.start(
+            APP_SPEC,
+            url or self.url,
+            self.folder / "workers.log",
+            "--state-dir",
+            str(self.folder / state),
+            variables={LINES_VARIABLE: str(self.folder / "lines"), APP_VARIABLE: self.app},
+        )
+
+    def said(self) -> str:
+        return (self.folder / "workers.log").read_text()
+
+    async def until_said(self, text: str) -> None:
+        await until(lambda: text in self.said(), lambda: f"no worker said {text!r}:\n{self.said()[-4000:]}")
+
+    async def steps_finish(self, count: int) -> None:
+        """Until so many attempts have ended: the work is under way."""
+        lines = self.folder / "lines"
+        await until(lambda: len(read_lines(lines)) >= 2 * count, lambda: self.said()[-4000:])
+
+    async def after(self) -> After:
+        log = await open_log(self.url, app=self.app)
+        try:
+            history, pause = History(), 0.0
+            for partition in range(log.partitions):
+                instants: list[int] = []
+                offset = await log.start_offset(HISTORY, partition)
+                while batch := await log.read(HISTORY, partition, offset):
+                    for record in batch:
+                        assert record.value is not None, record
+                        turn = history.take(partition, record.value)
+                        if turn is not None:
+                            instants.append(turn.at)
+                    offset = batch[-1].offset + 1
+                pause = max(pause, *(later - earlier for earlier, later in pairwise(instants)))
+        finally:
+            await log.close()
+        return After(examine(history, read_lines(self.folder / "lines")), history, pause / 1000)
+
+
+async def until(condition: Callable[[], bool], why: Callable[[], str], seconds: float = RUN_SECONDS) -> None:
+    """Wait until the condition holds; fail with `why` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, why()
+        await asyncio.sleep(0.05)  # tidy: the poll of a fact that another process makes true
+
+
+@asynccontextmanager
+async def staged(folder: Path, url: str, *, workers: int = 3) -> AsyncIterator[tuple[Stage, sf.Client]]:
+    """`workers` workers on topics of their own, and a client of them; the topics are deleted at the end."""
+    url = f"{url}?partitions={PARTITIONS}"
+    with Workers() as processes:
+        stage = Stage(folder, url, processes)
+        await (await open_log(url, app=stage.app)).close()  # makes the topics
+        for _ in range(workers):
+            stage.start()
+        try:
+            async with sf.connect(url, app=stage.app) as client:
+                yield stage, client
+        finally:
+            for worker in processes.all:
+                if worker.is_alive:
+                    worker.kill()
+            await asyncio.to_thread(delete_topics, url, stage.app)
+
+
+def delete_topics(url: str, app: str) -> None:
+    """Leave the shared cluster as it was."""
+    from confluent_kafka.admin import AdminClient
+
+    admin = AdminClient({"bootstrap.servers": url.partition("://")[2].partition("?")[0]})
+    mine = [topic for topic in admin.list_topics(timeout=30).topics if topic.startswith(f"{app}.")]
+    for future in (admin.delete_topics(mine) if mine else {}).values():
+        future.result()
+
+
+async def start_orders(client: sf.Client, count: int, seconds: float) -> list[sf.Handle[Any]]:
+    """Start so many runs; all are accepted when this returns."""
+    starting = (client.start("order", seconds, id=f"order-{number}") for number in range(count))
+    return list(await asyncio.gather(*starting))
+
+
+async def all_complete(stage: Stage, handles: list[sf.Handle[Any]]) -> None:
+    """Every accepted run returns what its code computes."""
+    try:
+        results = await asyncio.gather(*(handle.result(timeout=RUN_SECONDS) for handle in handles))
+    except BaseException:
+        print(stage.said()[-8000:])
+        raise
+    assert results == [list(range(STEPS))] * len(handles)
