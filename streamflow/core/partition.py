@@ -384,11 +384,11 @@ class Partition:
         step = run.step(outcome.number)
         if run.run != run_number or step is None or not step.accepts(outcome.attempt):
             return
-        if isinstance(outcome, StepStarted):
+        if type(outcome) is StepStarted:
             # A blocked run has no code that could run the attempt: its start must not be used up.
             if step.state is StepState.OPEN and run.state is RunState.RUNNING:
                 execution.take(outcome)
-        elif isinstance(outcome, StepAttemptFailed):
+        elif type(outcome) is StepAttemptFailed:
             execution.take(replace(outcome, retry_at=instant(outcome.retry_at)))
         else:
             execution.take(outcome)

@@ -14,6 +14,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,6 +76,12 @@ class RunLoop(WorkflowLoop):
     def __init__(self, code: RunCode) -> None:
         super().__init__(code)
         self.code = code
+
+    def close(self) -> None:
+        """Close, and let go of the run: loop and code hold each other, which would leave them to the collector."""
+        super().close()
+        with suppress(AttributeError):  # closed before
+            del self.code
 
 
 class RunCode:

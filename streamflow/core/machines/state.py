@@ -172,7 +172,7 @@ class RunRecord(Struct):
             workflow=self.workflow,
             run=self.run,
             turn=self.turn,
-            state=self.state.value,
+            state=self.state._value_,  # `value` is a property in Python: 0.3 us
             args=self.args,
             result=self.result,
             error=self.error,
