@@ -540,6 +540,8 @@ def _mark(run: Run) -> object:
 
 def _with_earlier(run: Run, applied: list[Applied]) -> list[Applied]:
     """The commands of a run's first turn: with those of earlier runs of its id, so that they stay applied once."""
+    if len(run.commands) == len(applied):
+        return applied  # there are none
     now = dict.fromkeys(command.command_id for command in applied)
     earlier = [command_id for command_id in run.commands if command_id not in now][-COMMANDS_REMEMBERED_MAX:]
     run.commands = dict.fromkeys(earlier) | now
