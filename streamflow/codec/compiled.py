@@ -46,6 +46,8 @@ def _writer_of_integers(bits: int) -> Callable[[int], bytes]:
         if not -limit <= n < limit:
             raise OverflowError(f"{n} does not fit into {bits} bits")
         z = n << 1 if n >= 0 else ~(n << 1)
+        if 1 << 28 <= z < 1 << 42:  # the instants of this century: 0.25 us less than through the loop
+            return more[z & (PAIR - 1)] + more[z >> 14 & (PAIR - 1)] + last[z >> 28]
         out = b""
         while z >= PAIR:
             out += more[z & (PAIR - 1)]

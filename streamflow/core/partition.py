@@ -384,11 +384,11 @@ class Partition:
         step = run.step(outcome.number)
         if run.run != run_number or step is None or not step.accepts(outcome.attempt):
             return
-        if isinstance(outcome, StepStarted):
+        if type(outcome) is StepStarted:
             # A blocked run has no code that could run the attempt: its start must not be used up.
             if step.state is StepState.OPEN and run.state is RunState.RUNNING:
                 execution.take(outcome)
-        elif isinstance(outcome, StepAttemptFailed):
+        elif type(outcome) is StepAttemptFailed:
             execution.take(replace(outcome, retry_at=instant(outcome.retry_at)))
         else:
             execution.take(outcome)
@@ -540,6 +540,8 @@ def _mark(run: Run) -> object:
 
 def _with_earlier(run: Run, applied: list[Applied]) -> list[Applied]:
     """The commands of a run's first turn: with those of earlier runs of its id, so that they stay applied once."""
+    if len(run.commands) == len(applied):
+        return applied  # there are none
     now = dict.fromkeys(command.command_id for command in applied)
     earlier = [command_id for command_id in run.commands if command_id not in now][-COMMANDS_REMEMBERED_MAX:]
     run.commands = dict.fromkeys(earlier) | now

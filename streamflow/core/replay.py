@@ -316,10 +316,10 @@ class Execution:
         """Give the code one input, of the instant `at`, and let it run until it waits."""
         assert self.code is not None
         match event:
+            case StepCompleted() | StepFailed() | TimerFired():  # first, as nearly all are of these
+                self._resolve(event)
             case RunStarted():
                 self.code.begin(self.run.args)
-            case StepCompleted() | StepFailed() | TimerFired():
-                self._resolve(event)
             case SignalReceived():
                 self.payloads[event.signal] = event
             case SignalTaken():
@@ -419,7 +419,7 @@ def _without_pairs(effects: list[Effect]) -> list[Effect]:
 
     Only in that order. What is given up and then begun under the same name (a step of the next run) are two things.
     """
-    if not any(type(effect) is DropTimer or type(effect) is CancelAttempt for effect in effects):
+    if len(effects) < 2 or not any(type(effect) is DropTimer or type(effect) is CancelAttempt for effect in effects):
         return effects
     begun: dict[bytes | tuple[int, int], int] = {}
     left: dict[int, Effect] = {}

@@ -30,6 +30,7 @@ from streamflow.core.effects import (
     Reply,
     SendReply,
     SetTimer,
+    StartAttempt,
     StatusRecord,
 )
 from streamflow.errors import ErrorInfo
@@ -47,6 +48,8 @@ def outgoing(effects: Iterable[Effect], partition: int, workflow_id: str, partit
     """The records that the effects of a run make on other topics; local effects make none."""
     records: list[Outgoing] = []
     for effect in effects:
+        if type(effect) is StartAttempt:
+            continue  # nearly all effects are these: asking all patterns below took 0.6 us per step
         match effect:
             case SetTimer(timer=timer):
                 records.append(Outgoing(TIMERS, partition, timer.key, encode_timer(timer)))

@@ -35,6 +35,7 @@ from streamflow.core.effects import (
     PublishStatus,
     RecordStart,
     StartAttempt,
+    StatusRecord,
 )
 from streamflow.core.events import Claim, Event, RunBlocked, StepStarted, Turn
 from streamflow.core.machines.run import RunState
@@ -52,6 +53,7 @@ from streamflow.worker.outbox import outgoing
 from streamflow.worker.restore import READ_LIMIT, Restorer
 from streamflow.worker.state import Change, PartitionRow, PartitionState, change_of
 from streamflow.workflow.code import RunCode
+from streamflow.workflow.loop import many_drains
 from streamflow.workflow.stepinfo import StepInfo
 
 log_ = logging.getLogger("streamflow.worker")
@@ -332,7 +334,8 @@ class Processor:
             return  # the acknowledgement wakes it
         try:
             self._staged = 0
-            decided = self.core.decide(self._arrived_at)
+            with many_drains():
+                decided = self.core.decide(self._arrived_at)
             self._hand_over(decided)
         except Exception as error:  # a broken invariant must not go on: drop everything, restore from the log
             log_.exception("partition %d: deciding failed", self.partition)
@@ -361,7 +364,7 @@ class Processor:
             values = self._encode(turn)
             records += [(key, value) for value in values]
             whole = values[0] if len(values) == 1 else encode_history(turn)
-            changes.append(change_of(item.run, turn, whole))
+            changes.append(change_of(item.run, turn, whole, status=_published_status(item.effects)))
             if item.run.state is RunState.BLOCKED:
                 for event in turn.events:  # found on load, it comes before the input that had the run loaded
                     if isinstance(event, RunBlocked):
@@ -434,15 +437,15 @@ class Processor:
         self._publish(records + batch.answers, batch.end_offset)
 
     def _perform_local(self, workflow_id: str, effects: Iterable[Effect]) -> None:
+        # While stopping, attempts are the next owner's: begun here they would only be cut off.
+        begins = self.status is not ProcessorState.STOPPING
         for effect in effects:
             match effect:
-                case StartAttempt() | RecordStart() if self.status is ProcessorState.STOPPING:
-                    pass  # the next owner's: begun here it would only be cut off
-                case StartAttempt(run=run, number=number, attempt=attempt):
+                case StartAttempt(run=run, number=number, attempt=attempt) if begins:
                     self._start(workflow_id, run, number, attempt)
                 case CancelAttempt(run=run, number=number):
                     self.executor.cancel(self, workflow_id, run, number)
-                case RecordStart(run=run, number=number, attempt=attempt):
+                case RecordStart(run=run, number=number, attempt=attempt) if begins:
                     self.core.outcome(workflow_id, run, StepStarted(number=number, attempt=attempt))
                     self._wake()
 
@@ -507,6 +510,14 @@ class Processor:
                 excess -= 1
                 if not excess:
                     break
+
+
+def _published_status(effects: list[Effect]) -> StatusRecord | None:
+    """The run's status after a turn, where the turn's effects hold it."""
+    for effect in effects:
+        if type(effect) is PublishStatus:
+            return effect.status
+    return None
 
 
 def _error_of(future: asyncio.Future[Any]) -> BaseException | None:

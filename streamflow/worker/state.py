@@ -25,6 +25,8 @@ from streamflow.core.machines.run import Run, RunState
 from streamflow.store.base import Store
 
 PARTITION_KEY = b"P"
+ATTENDED_MAX = 10_000
+"""Runs whose `A` row is known to be there, so that their turns need not write it again; 1 MB of ids at most."""
 
 
 class PartitionRow(Struct, frozen=True, array_like=True):
@@ -71,14 +73,14 @@ def _creation_key(created_at: int, raw: bytes) -> bytes:
     return b"C" + created_at.to_bytes(8, "big") + raw
 
 
-def change_of(run: Run, turn: Turn, value: bytes) -> Change:
-    """What the turn, just folded into `run`, changes in the store."""
+def change_of(run: Run, turn: Turn, value: bytes, *, status: StatusRecord | None = None) -> Change:
+    """What the turn, just folded into `run`, changes in the store; `status` is the run's, where it is known already."""
     deleted = run.state is RunState.DELETED
     return Change(
         workflow_id=run.workflow_id,
         turn=turn.turn,
         value=value,
-        summary=None if deleted else _encode(Summary(run.status(), run.first_turn)),
+        summary=None if deleted else _encode(Summary(status or run.status(), run.first_turn)),
         attention=run.open_attempts > 0 or run.state is RunState.BLOCKED,
         created_at=run.created_at,
         begins=run.first_turn == turn.turn,
@@ -90,6 +92,7 @@ class PartitionState:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._attended: set[str] = set()
 
     @property
     def applied_offset(self) -> int:
@@ -116,7 +119,14 @@ class PartitionState:
             writes[b"S" + raw] = change.summary
             if change.begins:
                 writes[_creation_key(change.created_at, raw)] = b""
-            writes[b"A" + raw] = b"" if change.attention else None
+            if not change.attention:
+                writes[b"A" + raw] = None
+                self._attended.discard(change.workflow_id)
+            elif change.workflow_id not in self._attended:  # a row less of three: the store takes 1.2 us for each
+                writes[b"A" + raw] = b""
+                if len(self._attended) == ATTENDED_MAX:
+                    self._attended.clear()
+                self._attended.add(change.workflow_id)
         puts = {key: value for key, value in writes.items() if value is not None}
         deletes = tuple([key for key, value in writes.items() if value is None])
         self.store.write(puts, deletes, applied_offset=applied_offset)
@@ -134,6 +144,7 @@ class PartitionState:
         gone += [key for key, _ in self.store.scan(prefix)]
         for key in (*gone, b"S" + raw, b"A" + raw):
             writes[key] = None
+        self._attended.discard(workflow_id)
 
     # -- reads: the `Source` of the queries --------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import signal as signals
 import threading
 import traceback
 import uuid
-from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,6 +75,12 @@ class RunLoop(WorkflowLoop):
     def __init__(self, code: RunCode) -> None:
         super().__init__(code)
         self.code = code
+
+    def close(self) -> None:
+        """Close, and let go of the run: loop and code hold each other, which would leave them to the collector."""
+        super().close()
+        with suppress(AttributeError):  # closed before
+            del self.code
 
 
 class RunCode:
@@ -173,11 +179,11 @@ class RunCode:
 
     # -- called by the workflow's code -------------------------------------------------------------------------------
 
-    async def call_step(self, call: StepCall, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    async def call_step(self, call: StepCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Schedule the step and wait for its outcome."""
         future = self.loop.create_future()  # first: it refuses code that unwinds while its run leaves memory
         step = call.step
-        encoded = step.signature.encode_args(tuple(args), dict(kwargs))
+        encoded = step.signature.encode_args(args, kwargs)
         check_size(encoded, what=f"the arguments of step {call.name}")
         start_at = None
         if call.delay is not None:

@@ -33,7 +33,7 @@ import math
 import sys
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack
 
@@ -41,7 +41,7 @@ from streamflow.workflow import guard
 from streamflow.workflow.guard import LoopsForever
 from streamflow.workflow.refusing import Refusing
 
-__all__ = ["CALLBACKS_MAX", "Evicted", "LoopsForever", "TimerPort", "WorkflowLoop"]
+__all__ = ["CALLBACKS_MAX", "Evicted", "LoopsForever", "TimerPort", "WorkflowLoop", "many_drains"]
 
 CALLBACKS_MAX: Final = 500_000
 """Per drain. Half a second and more of callbacks that do nothing; a fan-out of 10,000 steps needs some 50,000."""
@@ -123,6 +123,7 @@ class WorkflowLoop(Refusing):
     """The event loop of one run; see the module's text for the rules."""
 
     __slots__ = (
+        "_asyncgen_going",
         "_asyncgens",
         "_callbacks_max",
         "_closed",
@@ -155,7 +156,8 @@ class WorkflowLoop(Refusing):
         self._exceptions: list[BaseException] | None = None
         self._exception_handler: _ExceptionHandler | None = None
         self._task_factory: Any = None
-        self._asyncgens: dict[weakref.ref[AsyncGenerator[Any, Any]], None] | None = None
+        self._asyncgens: dict[weakref.ref[AsyncGenerator[Any, Any]], int] | None = None
+        self._asyncgen_going: int | None = None
 
     def __repr__(self) -> str:
         return (
@@ -207,11 +209,13 @@ class WorkflowLoop(Refusing):
         outer = asyncio._get_running_loop()
         outer_task = _leave_task(outer)
         hooks = sys.get_asyncgen_hooks()
+        hooked = hooks.firstiter is _asyncgen_begins
         collecting = gc.isenabled()
         try:
             self._running = True
             asyncio._set_running_loop(self)
-            sys.set_asyncgen_hooks(self._asyncgen_begins, self._asyncgen_dropped)
+            if not hooked:
+                sys.set_asyncgen_hooks(_asyncgen_begins, _asyncgen_dropped)
             gc.disable()
             watch = guard.enter()
             try:
@@ -229,7 +233,8 @@ class WorkflowLoop(Refusing):
         finally:
             if collecting:
                 gc.enable()
-            sys.set_asyncgen_hooks(*hooks)
+            if not hooked:
+                sys.set_asyncgen_hooks(*hooks)
             asyncio._set_running_loop(outer)
             _return_to_task(outer, outer_task)
             self._running = False
@@ -432,12 +437,17 @@ class WorkflowLoop(Refusing):
     def _asyncgen_begins(self, agen: AsyncGenerator[Any, Any]) -> None:
         if self._asyncgens is None:
             self._asyncgens = {}
-        self._asyncgens[weakref.ref(agen, self._asyncgens.pop)] = None
+        self._asyncgens[weakref.ref(agen, self._asyncgen_gone)] = id(agen)
+
+    def _asyncgen_gone(self, reference: weakref.ref[AsyncGenerator[Any, Any]]) -> None:
+        # The last reference went. If the generator had not ended, Python calls _asyncgen_dropped next, and there it
+        # shows that the generator is one of this loop, whose hooks all loops share.
+        self._asyncgen_going = None if self._asyncgens is None else self._asyncgens.pop(reference, None)
 
     def _asyncgen_dropped(self, agen: AsyncGenerator[Any, Any]) -> None:
         # As in asyncio, its `finally` runs as a task, if the last reference went within a drain: that is the same on
         # each replay. Elsewhere it was the garbage collector or the eviction, and the code must not run at all.
-        if not self._closed and asyncio._get_running_loop() is self:
+        if not self._closed and self._asyncgen_going == id(agen):
             self.create_task(agen.aclose())
 
     async def shutdown_asyncgens(self) -> None:
@@ -455,6 +465,33 @@ class WorkflowLoop(Refusing):
                         "asyncgen": agen,
                     }
                 )
+
+
+def _asyncgen_begins(agen: AsyncGenerator[Any, Any]) -> None:
+    loop = asyncio._get_running_loop()
+    if isinstance(loop, WorkflowLoop):
+        loop._asyncgen_begins(agen)
+
+
+def _asyncgen_dropped(agen: AsyncGenerator[Any, Any]) -> None:
+    loop = asyncio._get_running_loop()
+    if isinstance(loop, WorkflowLoop):
+        loop._asyncgen_dropped(agen)
+
+
+@contextlib.contextmanager
+def many_drains() -> Iterator[None]:
+    """Around drains that follow each other with no other asynchronous code in between: makes each of them cheaper.
+
+    Each would swap the hooks of async generators and back. That raises four audit events, and with the hook of
+    guard.py they take half of what entering and leaving a drain takes: 1.7 of 3.5 us.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(_asyncgen_begins, _asyncgen_dropped)
+    try:
+        yield
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
 
 
 # ------------------------------------------------------------------------------------------------ odds and ends

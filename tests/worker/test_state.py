@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamflow.codec.avro import encode_history
 from streamflow.core.commands import CancelWorkflow, CleanupWorkflow, SignalWorkflow, StartWorkflow, TerminateWorkflow
-from streamflow.core.events import RunCompleted, RunCreated, RunDeleted, RunStarted, StepScheduled, Turn
+from streamflow.core.events import RunCompleted, RunCreated, RunDeleted, RunStarted, StepCompleted, StepScheduled, Turn
 from streamflow.core.machines.run import Run
 from streamflow.logs.base import HISTORY
 from streamflow.store.base import Store
@@ -141,6 +141,37 @@ def test_a_deleted_run_leaves_nothing(store: Store):
     assert dump(store).keys() - empty.keys() == {b"P"}
     assert state.row() == PartitionRow(term=3) and state.applied_offset == 2
     assert state.needing_attention() == []
+
+
+def test_a_row_that_is_there_is_not_written_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("streamflow.worker.state.ATTENDED_MAX", 2)
+    written: list[bytes] = []
+
+    class Seen(MemoryStore):
+        def write(self, puts: Any, deletes: Any = (), *, applied_offset: int) -> None:
+            written.extend(key for key in puts if key.startswith(b"A"))
+            super().write(puts, deletes, applied_offset=applied_offset)
+
+    state = PartitionState(Seen())
+    runs = {workflow_id: Run(workflow_id=workflow_id) for workflow_id in "abc"}
+
+    def apply(workflow_id: str, number: int, *events: Any) -> list[bytes]:
+        written.clear()
+        turn = turn_of(workflow_id, number, *events)
+        state.apply(changes(runs[workflow_id], turn), PartitionRow(), applied_offset=state.applied_offset + 1)
+        return list(written)
+
+    done = StepCompleted(number=0, attempt=1, result=b"1")
+    again = StepScheduled(number=1, name="work", args=b"[]", fingerprint=0)
+    assert apply("a", 1, created(), RunStarted(), SCHEDULED) == [b"Aa"]
+    assert apply("a", 2, done, again) == []
+    assert apply("a", 3, StepCompleted(number=1, attempt=1, result=b"1")) == []
+    assert state.needing_attention() == []
+    assert apply("a", 4, StepScheduled(number=2, name="work", args=b"[]", fingerprint=0)) == [b"Aa"]
+    assert apply("b", 1, created(), RunStarted(), SCHEDULED) == [b"Ab"]
+    assert apply("c", 1, created(), RunStarted(), SCHEDULED) == [b"Ac"]  # as many are known as may be: all forgotten
+    assert apply("b", 2, done, again) == [b"Ab"]
+    assert state.needing_attention() == ["a", "b", "c"]
 
 
 def test_a_new_store_stands_at_the_beginning(store: Store):

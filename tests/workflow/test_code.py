@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import decimal
+import gc
 from typing import Any
 
 import msgspec
@@ -13,8 +14,10 @@ import pytest
 import streamflow as sf
 from streamflow.core.commands import CancelWorkflow, SignalWorkflow
 from streamflow.core.events import StepFailed
+from streamflow.core.replay import Execution
 from streamflow.store.memory import MemoryStore
-from streamflow.workflow.code import check_size, error_info, from_ms, is_interrupt, qualified, to_ms
+from streamflow.workflow.code import RunCode, check_size, error_info, from_ms, is_interrupt, qualified, to_ms
+from streamflow.workflow.loop import WorkflowLoop
 from tests.worker.harness import World, run, settle, world
 
 
@@ -351,6 +354,32 @@ def test_a_payload_is_measured_in_bytes():
     check_size(b"x" * 900_000, what="it")
     with pytest.raises(sf.PayloadTooLarge, match="it has 900,001 bytes"):
         check_size(b"x" * 900_001, what="it")
+
+
+def test_a_finished_run_leaves_nothing_to_the_collector():
+    app = sf.App("shop")
+
+    @app.workflow
+    async def short() -> int:
+        return 1
+
+    def living() -> set[int]:
+        return {id(each) for each in gc.get_objects() if isinstance(each, RunCode | WorkflowLoop | Execution)}
+
+    async def test():
+        async with world(app) as it:
+            gc.collect()
+            before = living()
+            gc.disable()
+            try:
+                await it.start("w", "short")
+                await settle()
+                assert living() <= before
+            finally:
+                gc.enable()
+            assert await result(it) == 1
+
+    run(test())
 
 
 def test_only_the_main_thread_can_be_interrupted():

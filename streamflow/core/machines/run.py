@@ -84,22 +84,19 @@ class Run(RunRecord):
 
 def _created(run: Run, event: RunCreated, at: int) -> list[Effect]:
     state = next_state(TRANSITIONS, run.state, event, who=f"run {run.workflow_id}")
-    fresh = Run(
-        workflow_id=run.workflow_id,
-        state=state,
-        workflow=event.workflow,
-        run=event.run,
-        turn=run.turn,
-        first_turn=run.turn + 1,
-        args=event.args,
-        context=event.context,
-        created_at=at,
-        start_timer_at=event.start_at,
-        deadline_at=event.deadline_at,
-        commands=run.commands,
-    )
-    for name in run.__struct_fields__:
-        setattr(run, name, getattr(fresh, name))
+    if run.state is not RunState.NONE:
+        fresh = Run(workflow_id=run.workflow_id, turn=run.turn, commands=run.commands)
+        for name in run.__struct_fields__:
+            setattr(run, name, getattr(fresh, name))
+    run.state = state
+    run.workflow = event.workflow
+    run.run = event.run
+    run.first_turn = run.turn + 1
+    run.args = event.args
+    run.context = event.context
+    run.created_at = at
+    run.start_timer_at = event.start_at
+    run.deadline_at = event.deadline_at
     effects: list[Effect] = []
     if event.start_at is not None:
         effects.append(SetTimer(run.own_timer("start", event.start_at)))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from itertools import islice
 from typing import Final, TypeAlias
 
 from msgspec import Struct, field
@@ -157,12 +158,9 @@ class RunRecord(Struct):
             return []
         if self.state is RunState.BLOCKED:
             return ["fitting code"]
-        shown: list[str] = []
-        for decision in self.decisions.values():
-            if len(shown) == WAITING_ON_MAX:
-                shown.append(f"and {len(self.decisions) - WAITING_ON_MAX} more")
-                break
-            shown.append(decision.waits_for())
+        shown = [decision.waits_for() for decision in islice(self.decisions.values(), WAITING_ON_MAX)]
+        if len(self.decisions) > WAITING_ON_MAX:
+            shown.append(f"and {len(self.decisions) - WAITING_ON_MAX} more")
         return shown
 
     def status(self) -> StatusRecord:
@@ -172,7 +170,7 @@ class RunRecord(Struct):
             workflow=self.workflow,
             run=self.run,
             turn=self.turn,
-            state=self.state.value,
+            state=self.state._value_,  # `value` is a property in Python: 0.3 us
             args=self.args,
             result=self.result,
             error=self.error,

@@ -154,7 +154,7 @@ def evolve(step: Step, event: StepEvent, workflow_id: str, run: int) -> list[Eff
         dropped: list[Effect] = [DropTimer(step.timer(workflow_id, run))] if before in _WAITS_FOR_TIMER else []
         step.state = after
         return dropped + step.begin(run)
-    if isinstance(event, StepAttemptFailed):
+    if type(event) is StepAttemptFailed:
         step.state = after
         step.attempt += 1
         step.due_at = event.retry_at
