@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -37,6 +38,7 @@ REPLICATION_DEFAULT: Final = 3
 """Where the cluster has that many brokers: a record survives two of them."""
 
 ADMIN_SECONDS: Final = 15.0
+RETRY_SECONDS: Final = 0.05
 HOUR_MS: Final = 3_600_000
 WEEK_MS: Final = 7 * 24 * HOUR_MS
 MAX_MESSAGE_BYTES: Final = 1_048_588
@@ -162,7 +164,7 @@ class Topics:
             )
             replication = self.url.replication or min(REPLICATION_DEFAULT, brokers)
             self.create(missing, partitions, replication)
-            found = self.describe(TOPICS, settings=True)
+            found = self._described(TOPICS)
         self._check_partitions(found)
         if create:
             wrong = [text for topic, was in found.items() for text in self.wrong(topic, was)]
@@ -202,8 +204,8 @@ class Topics:
             raise unreachable(self.url.url, _text(error)) from None
         return str(described.cluster_id), len(described.nodes)
 
-    def create(self, topics: Iterable[str], partitions: int, replication: int) -> None:
-        """Create topics; those that exist meanwhile are left as they are."""
+    def create(self, topics: Sequence[str], partitions: int, replication: int) -> None:
+        """Create topics, and wait until they are there; those that exist meanwhile are left as they are."""
         new = [
             NewTopic(
                 self.name(topic),
@@ -221,17 +223,17 @@ class Topics:
                 if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
                     continue
                 raise self._failed(f"topic {name} cannot be created", error) from None
-        self._until_known([topic.topic for topic in new])
+        self._described(topics)
 
-    def _until_known(self, names: list[str]) -> None:
-        """Wait until the cluster tells of new topics: creation is acknowledged before every broker knows it."""
-        for _ in range(int(ADMIN_SECONDS * 20)):
-            known = self._admin.list_topics(timeout=ADMIN_SECONDS).topics
-            if all(
-                name in known and all(part.leader >= 0 for part in known[name].partitions.values()) for name in names
-            ):
-                return
-        raise unreachable(self.url.url, f"new topics {', '.join(names)} do not appear")
+    def _described(self, topics: Sequence[str]) -> dict[str, Described]:
+        """Describe topics that were just created: not every broker knows of them at once."""
+        deadline = time.monotonic() + ADMIN_SECONDS
+        while len(found := self.describe(topics, settings=True)) < len(topics):
+            if time.monotonic() > deadline:
+                missing = ", ".join(self.name(topic) for topic in topics if topic not in found)
+                raise unreachable(self.url.url, f"new topics do not appear: {missing}")
+            time.sleep(RETRY_SECONDS)
+        return found
 
     def describe(self, topics: Iterable[str], *, settings: bool) -> dict[str, Described]:
         """Those of the topics that exist, by their name without the app's prefix."""
