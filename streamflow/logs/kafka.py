@@ -21,7 +21,7 @@ from streamflow.ids import check_id
 from streamflow.logs.base import COMMANDS, HISTORY, TOPICS, Outgoing, Record
 from streamflow.logs.checks import check_append, check_partition, check_publish, check_size, check_topic, closed
 from streamflow.logs.kafka_following import Following
-from streamflow.logs.kafka_membership import KafkaMembership
+from streamflow.logs.kafka_membership import Group, KafkaMembership
 from streamflow.logs.kafka_offsets import PublishedOffsets
 from streamflow.logs.kafka_reading import Reading
 from streamflow.logs.kafka_topics import Described, Topics
@@ -201,14 +201,8 @@ class KafkaLog:
         self._check_open()
         check_id(owner, what="owner")
         await self.verify()
-        member = await KafkaMembership.join(
-            self._url,
-            topic=self._topics.name(COMMANDS),
-            group=self._app,
-            owner=owner,
-            instance=instance,
-            note=self._found[HISTORY].id,
-        )
+        group = Group(self._url, self._app, self._topics.name(COMMANDS), self._partitions, note=self._found[HISTORY].id)
+        member = await KafkaMembership.join(group, owner, instance)
         self._members.append(member)
         return member
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from streamflow.logs.kafka_talk import talk
 from streamflow.logs.kafka_url import KafkaUrl, refused
 
 log_ = logging.getLogger("streamflow.logs")
@@ -76,7 +77,7 @@ class Lane:
                     queue_buffering_max_kbytes=QUEUE_KBYTES_MAX,
                     # Without a callback poll() raises what is fatal, and the acknowledgements behind it are lost.
                     error_cb=self._on_error,
-                    logger=log_,
+                    logger=talk,
                 )
             )
         except KafkaException as error:

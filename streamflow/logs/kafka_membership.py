@@ -16,14 +16,16 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
 
 from streamflow.errors import CorruptLog, StreamflowError, Unavailable
 from streamflow.logs.groups import Share
-from streamflow.logs.kafka_reading import READ_SECONDS, make_consumer
+from streamflow.logs.kafka_patience import patiently
+from streamflow.logs.kafka_reading import make_consumer
 from streamflow.logs.kafka_url import KafkaUrl, unreachable
 
 log_ = logging.getLogger("streamflow.logs")
@@ -45,12 +47,28 @@ LEAVE_SECONDS: Final = 5.0
 REJOIN_SECONDS: Final = 1.0
 
 
+class Group(NamedTuple):
+    """A consumer group that shares the partitions of one topic.
+
+    `note` is kept with the group's offsets; members with another one are refused. It is the id of the history's topic:
+    that a history was deleted and made anew could not be told otherwise by a worker without any state, and all commands
+    that are kept would be carried out again.
+    """
+
+    url: KafkaUrl
+    name: str
+    topic: str
+    partitions: int
+    note: str
+
+
 class KafkaMembership:
     """See `streamflow.logs.base.Membership`."""
 
-    def __init__(self, url: KafkaUrl, *, topic: str, group: str, owner: str, instance: str | None, note: str) -> None:
+    def __init__(self, group: Group, owner: str, instance: str | None) -> None:
         self.owner = owner
-        self._url, self._topic, self._group, self._instance, self._note = url, topic, group, instance, note
+        self._group, self._instance = group, instance
+        self._url, self._topic = group.url, group.topic
         self._asked: SimpleQueue[tuple[int, int | None, asyncio.Future[bool]]] = SimpleQueue()
         self._consumed: dict[int, int] = {}  # the thread's
         self._joined: asyncio.Future[None]
@@ -68,15 +86,9 @@ class KafkaMembership:
         self._thread.start()
 
     @classmethod
-    async def join(
-        cls, url: KafkaUrl, *, topic: str, group: str, owner: str, instance: str | None, note: str
-    ) -> KafkaMembership:
-        """Become a member. `note` is kept with the group's offsets; a group that has another one is refused.
-
-        It is the id of the history's topic: that a history was deleted and made anew could not be told otherwise, and
-        all commands that are kept would be carried out again.
-        """
-        member = cls(url, topic=topic, group=group, owner=owner, instance=instance, note=note)
+    async def join(cls, group: Group, owner: str, instance: str | None) -> KafkaMembership:
+        """Become a member. Raises `CorruptLog` when the group's offsets carry another note."""
+        member = cls(group, owner, instance)
         await member._joined
         return member
 
@@ -146,54 +158,63 @@ class KafkaMembership:
                 **self._url.settings,
             }
         )
-        consumer = make_consumer(url, group=self._group, partition_assignment_strategy="cooperative-sticky", **role)
+        consumer = make_consumer(
+            url, group=self._group.name, partition_assignment_strategy="cooperative-sticky", **role
+        )
         consumer.subscribe([self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
         return consumer
 
     def _serve(self) -> None:
         try:
             self._consumer = self._join()
-            try:
-                self._check_note()
-            except StreamflowError as error:
-                self._consumer.close()
-                self._on_loop(_fail, self._joined, error)
-                return
+            self._check_note()
             self._on_loop(_succeed, self._joined, None)
             while not self._leaving.is_set():
                 if self._poll():
                     self._answer()
                     continue
+                self._consumer.close()
                 self._leaving.wait(REJOIN_SECONDS)
                 if not self._leaving.is_set():
                     self._consumer = self._join()
             self._leave()
+        except StreamflowError as error:
+            self._end(error)
         except Exception as error:  # a thread's boundary: the worker must not go on as if it were a member
-            log_.exception("%s: member %s of %s failed", self._url.url, self.owner, self._group)
-            failed = Unavailable(f"{self._url.url}: no longer in group {self._group}: {error!r}")
-            self._on_loop(self._fail, failed)
-            self._on_loop(_fail, self._joined, failed)
+            log_.exception("%s: member %s of %s failed", self._url.url, self.owner, self._group.name)
+            self._end(Unavailable(f"{self._url.url}: no longer in group {self._group.name}: {error!r}"))
         finally:
             self._leaving.set()
             while not self._asked.empty():
                 self._on_loop(_succeed, self._asked.get()[2], False)
             self._on_loop(_succeed, self._left, None)
 
+    def _end(self, error: StreamflowError) -> None:
+        """This member is none any more, or never was one."""
+        self._on_loop(self._fail, error)
+        self._on_loop(_fail, self._joined, error)
+        with suppress(KafkaException, RuntimeError):
+            self._consumer.close()
+
     def _check_note(self) -> None:
         """Raise when the group's offsets belong to another history, or cannot be read."""
-        topic = self._consumer.list_topics(self._topic, timeout=READ_SECONDS).topics[self._topic]
-        places = [TopicPartition(self._topic, number) for number in topic.partitions]
-        for found in self._consumer.committed(places, timeout=READ_SECONDS):
+        places = [TopicPartition(self._topic, number) for number in range(self._group.partitions)]
+        offsets = patiently(
+            self._url,
+            lambda seconds: self._consumer.committed(places, timeout=seconds),
+            about=f"group {self._group.name}",
+        )
+        for found in offsets:
             if found.error is not None:
                 raise unreachable(self._url.url, found.error.str())
             if found.offset >= 0:
                 self._consumed[found.partition] = found.offset
-            if found.metadata and found.metadata != self._note:
+            if found.metadata and found.metadata != self._group.note:
                 raise CorruptLog(
-                    f"{self._url.url}: the history of app {self._group} was deleted and created again (topic id "
-                    f"{found.metadata}, now {self._note}): its runs are lost, and the commands that are kept would "
-                    f"start them again. Restore the topic, or delete all topics of the app and the group {self._group} "
-                    f"to begin anew"
+                    f"{self._url.url}: the history of app {self._group.name} was deleted and created again (topic id "
+                    f"{found.metadata}, now {self._group.note}): its runs are lost, and the commands that are kept "
+                    f"would start them again. Restore the topic, or delete all topics of the app and the group "
+                    f"{self._group.name} to begin anew"
                 )
 
     def _answer(self) -> None:
@@ -204,12 +225,12 @@ class KafkaMembership:
                 self._on_loop(_succeed, done, False)
                 continue
             offset = consumed if consumed is not None else self._consumed.get(partition, 0)
-            place = TopicPartition(self._topic, partition, offset, metadata=self._note)
+            place = TopicPartition(self._topic, partition, offset, metadata=self._group.note)
             try:
                 (committed,) = self._consumer.commit(offsets=[place], asynchronous=False) or [place]
                 confirmed = committed.error is None
             except KafkaException as error:
-                log_.debug("%s: group %s: %s", self._url.url, self._group, error.args[0].str())
+                log_.debug("%s: group %s: %s", self._url.url, self._group.name, error.args[0].str())
                 confirmed = False
             if confirmed:
                 self._consumed[partition] = offset
@@ -217,18 +238,22 @@ class KafkaMembership:
 
     def _poll(self) -> bool:
         """Serve the group for a while; False when this consumer can go on no more."""
-        message = self._consumer.poll(POLL_SECONDS)
-        error = None if message is None else message.error()
+        try:
+            message = self._consumer.poll(POLL_SECONDS)
+            error = None if message is None else message.error()
+        except KafkaException as raised:
+            error = raised.args[0]
+            self._leaving.wait(POLL_SECONDS)  # raised at once, and perhaps again and again
         if error is None:
             return True
         if not error.fatal():
-            log_.debug("%s: group %s: %s", self._url.url, self._group, error.str())
+            log_.debug("%s: group %s: %s", self._url.url, self._group.name, error.str())
             return True
         # Another process has taken this static id: a second worker on the same state directory, or one that was
         # stopped for so long that its successor is at work.
-        log_.warning("%s: member %s of %s was put out: %s", self._url.url, self.owner, self._group, error.str())
-        self._on_lost(self._consumer, [TopicPartition(self._topic, number) for number in self._held])
-        self._consumer.close()
+        log_.warning("%s: member %s of %s was put out: %s", self._url.url, self.owner, self._group.name, error.str())
+        self._held.clear()
+        self._on_loop(self._update, frozenset(), set(), None)
         return False
 
     def _leave(self) -> None:

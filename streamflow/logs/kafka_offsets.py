@@ -14,7 +14,8 @@ from typing import Final
 from confluent_kafka import KafkaException, TopicPartition
 
 from streamflow.logs.base import HISTORY
-from streamflow.logs.kafka_reading import READ_SECONDS, make_consumer
+from streamflow.logs.kafka_patience import patiently
+from streamflow.logs.kafka_reading import make_consumer
 from streamflow.logs.kafka_url import KafkaUrl, unreachable
 
 log_ = logging.getLogger("streamflow.logs")
@@ -50,11 +51,11 @@ class PublishedOffsets:
         return max(found, self._known.get(partition, 0))
 
     def _committed(self, partition: int) -> int:
-        try:
-            with self._lock:
-                (found,) = self._consumer.committed([TopicPartition(self._topic, partition)], timeout=READ_SECONDS)
-        except KafkaException as error:
-            raise unreachable(self._url.url, error.args[0].str()) from None
+        place = TopicPartition(self._topic, partition)
+        with self._lock:
+            (found,) = patiently(
+                self._url, lambda seconds: self._consumer.committed([place], timeout=seconds), about="published offsets"
+            )
         if found.error is not None:
             raise unreachable(self._url.url, found.error.str())
         return max(0, found.offset)

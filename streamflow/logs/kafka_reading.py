@@ -16,19 +16,15 @@ from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from streamflow.errors import Unavailable
 from streamflow.logs.base import Record
+from streamflow.logs.kafka_patience import READ_SECONDS, UNKNOWN, patiently
+from streamflow.logs.kafka_talk import talk
 from streamflow.logs.kafka_url import KafkaUrl, refused, unreachable
 
 log_ = logging.getLogger("streamflow.logs")
 
 READERS_MAX: Final = 4
 """Bulk reads at once per handle; others wait for their turn."""
-
-READ_SECONDS: Final = 30.0
-"""How long the cluster may take to answer a read before it counts as `Unavailable`; the owner then tries again."""
-
-RETRY_SECONDS: Final = 0.05
 
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
 """A read stops behind this many bytes, so that a batch of large records does not fill memory."""
@@ -38,17 +34,7 @@ FETCH_KBYTES_MAX: Final = 16 * 1024
 """What one consumer fetches ahead of its reader."""
 
 GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
-MOVING: Final = frozenset({
-    KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.REPLICA_NOT_AVAILABLE,
-    KafkaError.OFFSET_NOT_AVAILABLE, KafkaError.KAFKA_STORAGE_ERROR, KafkaError._TRANSPORT, KafkaError._TIMED_OUT,
-    KafkaError._ALL_BROKERS_DOWN, KafkaError._WAIT_CACHE,
-})  # fmt: skip
-"""The partition is being created, or moves to another broker: worth asking again."""
-
-UNKNOWN: Final = frozenset({
-    KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION,
-    KafkaError.UNKNOWN_TOPIC_ID,
-})  # fmt: skip
+"""What a consumer says when the next offset is not in the partition."""
 
 
 def make_consumer(url: KafkaUrl, *, group: str, **role: object) -> Consumer:
@@ -70,7 +56,7 @@ def make_consumer(url: KafkaUrl, *, group: str, **role: object) -> Consumer:
                 auto_offset_reset="error",
                 isolation_level="read_uncommitted",
                 error_cb=lambda error: log_.debug("%s: consumer: %s", url.url, error.str()),
-                logger=log_,
+                logger=talk,
                 **role,
             )
         )
@@ -170,25 +156,12 @@ class Reading:
 
     def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
         place = TopicPartition(topic, partition)
-        deadline = time.monotonic() + READ_SECONDS
-        while True:
-            try:
-                found = self._asking.get_watermark_offsets(place, timeout=READ_SECONDS)
-            except KafkaException as error:
-                code = error.args[0].code()
-                if code in UNKNOWN:
-                    raise Unavailable(
-                        f"{self._url.url}: topic {topic} is not there (any more): was it deleted? Restore it, for what "
-                        f"was in it is kept nowhere else"
-                    ) from None
-                if code not in MOVING or time.monotonic() > deadline:
-                    raise unreachable(self._url.url, error.args[0].str()) from None
-                time.sleep(RETRY_SECONDS)
-                continue
-            if found is None:
-                raise unreachable(self._url.url, f"no answer within {READ_SECONDS:g} s")
-            low, high = found
-            return int(low), int(high)
+        low, high = patiently(
+            self._url,
+            lambda seconds: self._asking.get_watermark_offsets(place, timeout=seconds),
+            about=f"topic {topic}",
+        )
+        return int(low), int(high)
 
     def _take(self, place: tuple[str, int, int]) -> _Reader:
         """The reader that stands there, else the one used longest ago."""

@@ -27,6 +27,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported by
 from streamflow.errors import InvalidArguments, StreamflowError
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS, TOPICS
 from streamflow.logs.checks import no_app, wrong_partitions
+from streamflow.logs.kafka_talk import talk
 from streamflow.logs.kafka_url import KafkaUrl, refused, unreachable
 
 log_ = logging.getLogger("streamflow.logs")
@@ -134,7 +135,7 @@ class Topics:
     def __init__(self, url: KafkaUrl, app: str) -> None:
         self.url, self.app = url, app
         try:
-            self._admin = AdminClient(url.config(logger=log_))
+            self._admin = AdminClient(url.config(logger=talk))
         except KafkaException as error:
             refused(url.url, error)
 

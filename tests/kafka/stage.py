@@ -105,6 +105,9 @@ async def staged(folder: Path, url: str, *, workers: int = 3) -> AsyncIterator[t
         try:
             async with sf.connect(url, app=stage.app) as client:
                 yield stage, client
+        except BaseException:
+            print(stage.said()[-8000:])
+            raise
         finally:
             for worker in processes.all:
                 if worker.is_alive:
@@ -123,16 +126,23 @@ def delete_topics(url: str, app: str) -> None:
 
 
 async def start_orders(client: sf.Client, count: int, seconds: float) -> list[sf.Handle[Any]]:
-    """Start so many runs; all are accepted when this returns."""
+    """Start so many runs, once the workers are there; all are accepted when this returns."""
+    await client.list(limit=1)  # every partition has answered
     starting = (client.start("order", seconds, id=f"order-{number}") for number in range(count))
     return list(await asyncio.gather(*starting))
 
 
-async def all_complete(stage: Stage, handles: list[sf.Handle[Any]]) -> None:
+async def _insist_on_result(handle: sf.Handle[Any]) -> object:
+    """Ask again while the log is away for longer than a client waits."""
+    async with asyncio.timeout(RUN_SECONDS):
+        while True:
+            try:
+                return await handle.result()
+            except sf.Unavailable:
+                continue
+
+
+async def all_complete(handles: list[sf.Handle[Any]]) -> None:
     """Every accepted run returns what its code computes."""
-    try:
-        results = await asyncio.gather(*(handle.result(timeout=RUN_SECONDS) for handle in handles))
-    except BaseException:
-        print(stage.said()[-8000:])
-        raise
+    results = await asyncio.gather(*map(_insist_on_result, handles))
     assert results == [list(range(STEPS))] * len(handles)
