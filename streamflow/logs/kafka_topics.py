@@ -260,6 +260,9 @@ class Topics:
             try:
                 entries: Mapping[str, Any] = future.result()
             except KafkaException as error:
+                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    del found[names[resource.name]]  # just made, and not every broker knows of it yet
+                    continue
                 raise self._failed(f"the settings of topic {resource.name} cannot be read", error) from None
             values = {name: str(entry.value) for name, entry in entries.items()}
             found[names[resource.name]] = found[names[resource.name]]._replace(settings=values)
