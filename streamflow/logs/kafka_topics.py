@@ -280,6 +280,17 @@ class Topics:
             return InvalidArguments(f"{self.url.url}: {what}: {error.args[0].str()}")
         return unreachable(self.url.url, f"{what}: {_text(error)}")
 
+    def delete(self) -> None:
+        """Delete all topics of the app, step queues included, with all that is in them. Blocks."""
+        mine = [
+            name for name in self._admin.list_topics(timeout=ADMIN_SECONDS).topics if name.startswith(f"{self.app}.")
+        ]
+        for name, future in (self._admin.delete_topics(mine) if mine else {}).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                raise self._failed(f"topic {name} cannot be deleted", error) from None
+
     async def ids(self) -> dict[str, str]:
         """The topic ids that the app's topics have now."""
         return {
