@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 from streamflow.errors import Unavailable
+from streamflow.logs.kafka_access import DENIED, denied
 from streamflow.logs.kafka_url import KafkaUrl, unreachable
 
 READ_SECONDS: Final = 30.0
@@ -48,6 +49,8 @@ def patiently(url: KafkaUrl, ask: Callable[[float], _T | None], *, about: str) -
                     f"{url.url}: {about} is not there (any more): was it deleted? Restore it, for what was in it is "
                     f"kept nowhere else"
                 ) from None
+            if reason.code() in DENIED:
+                raise denied(url.url, f"{about} cannot be used ({reason.str()})") from None
             if reason.code() not in REARRANGED:
                 raise unreachable(url.url, f"{about}: {reason.str()}") from None
             found = reason.str()

@@ -17,6 +17,7 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streamflow.logs.base import Record
+from streamflow.logs.kafka_access import DENIED, denied
 from streamflow.logs.kafka_patience import READ_SECONDS, UNKNOWN, patiently
 from streamflow.logs.kafka_talk import talk
 from streamflow.logs.kafka_url import KafkaUrl, refused, unreachable
@@ -61,7 +62,7 @@ def make_consumer(url: KafkaUrl, *, group: str, **role: object) -> Consumer:
             )
         )
     except KafkaException as error:
-        refused(url.url, error)
+        refused(url, error)
 
 
 def records_of(messages: Sequence[Message]) -> list[Record]:
@@ -111,6 +112,8 @@ class _Reader:
                     following = max(following, message.offset() or 0)
                 elif error.code() in GONE:
                     return self.read(topic, partition, following, limit)  # trimmed meanwhile
+                elif error.code() in DENIED:
+                    raise denied(self.url.url, f"topic {topic} cannot be read ({error.str()})")
                 elif error.code() in UNKNOWN:
                     raise unreachable(self.url.url, f"topic {topic}: {error.str()}")
             found = records_of(messages)
