@@ -23,11 +23,13 @@ import click
 
 from streamflow.cli.apps import load_app
 from streamflow.cli.output import Output
-from streamflow.cli.session import json_option, url_option
+from streamflow.cli.session import json_option, place_of, url_option
 
 if TYPE_CHECKING:
     from streamflow import App
 
+PROCESSES_MAX: Final = 256
+"""More on one machine is a typing error: each costs some 60 MB."""
 LEVELS: Final = ("debug", "info", "warning", "error")
 STUBBORN_SECONDS: Final = 1.0
 """How long steps that were cancelled may still run at exit."""
@@ -39,7 +41,14 @@ _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31
 @click.command("worker", short_help="Serve an app: run its workflows and steps until stopped.")
 @click.argument("spec", metavar="MODULE:APP")
 @click.option(
-    "--max-parallel-steps", type=click.IntRange(min=1), help="Steps at once in this process; the app's default."
+    "--processes",
+    type=click.IntRange(1, PROCESSES_MAX),
+    default=1,
+    show_default=True,
+    help="Workers in processes of their own under this one, which starts those that die again.",
+)
+@click.option(
+    "--max-parallel-steps", type=click.IntRange(min=1), help="Steps at once in one process; the app's default."
 )
 @click.option(
     "--state-dir",
@@ -56,29 +65,53 @@ _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31
     show_default=True,
     help="What stderr shows, unless the app sets up logging itself.",
 )
+@click.option("--stop-with-stdin", is_flag=True, hidden=True, help="Stop when stdin ends: the parent is gone.")
 @url_option
 @json_option
 def worker(
     spec: str,
+    processes: int,
     max_parallel_steps: int | None,
     state_dir: Path | None,
     no_create_topics: bool,
     log_level: str,
+    stop_with_stdin: bool,
     url: str,
     as_json: bool,
 ) -> None:
     """Serve an app: run its workflows and steps until SIGTERM or Ctrl-C, which stop gracefully.
 
     MODULE is imported with the current folder on the path; a file works as well (shop.py:app). Start as many workers as
-    you like, on one log: they share the partitions. A second Ctrl-C exits at once.
+    you like, on one log: they share the partitions. One process uses one core; --processes starts several. A second
+    Ctrl-C exits at once.
 
     \b
     Example:
       streamflow worker shop:app
       streamflow worker shop/flows.py:app --url sqlite:////var/lib/shop.db --max-parallel-steps 16
+      streamflow worker shop:app --processes 4 --url kafka://broker:9092
     """
     app = load_app(spec)
     _log_to_stderr(log_level.upper())
+    if processes > 1:
+        from streamflow.cli.worker_fleet import serve_all
+
+        options = ["--log-level", log_level]
+        options += [] if max_parallel_steps is None else ["--max-parallel-steps", str(max_parallel_steps)]
+        options += [] if state_dir is None else ["--state-dir", str(state_dir)]
+        options += ["--no-create-topics"] if no_create_topics else []
+        options += ["--json"] if as_json else []
+        code = serve_all(
+            spec,
+            processes,
+            options,
+            app=app.name,
+            url=url,
+            place=place_of(url),
+            create=not no_create_topics,
+            output=Output(as_json=as_json),
+        )
+        raise click.exceptions.Exit(code)
     _tune_collector()
     asyncio.run(
         _serve(
@@ -88,6 +121,7 @@ def worker(
             state_dir=state_dir,
             max_parallel_steps=max_parallel_steps,
             create=not no_create_topics,
+            stop_with_stdin=stop_with_stdin,
         )
     )
 
@@ -104,12 +138,23 @@ def _tune_collector() -> None:
 
 
 async def _serve(
-    app: App, url: str, output: Output, *, state_dir: Path | None, max_parallel_steps: int | None, create: bool
+    app: App,
+    url: str,
+    output: Output,
+    *,
+    state_dir: Path | None,
+    max_parallel_steps: int | None,
+    create: bool,
+    stop_with_stdin: bool,
 ) -> None:
     from streamflow.logs import open_log
     from streamflow.worker import Worker
 
     with _stop_on_signal() as stopping:
+        if stop_with_stdin:
+            from streamflow.cli.worker_fleet import call_when_stdin_ends
+
+            call_when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
         log = await open_log(url, app=app.name, create=create)
         try:
             worker = Worker(app, log, state_dir=state_dir, max_parallel_steps=max_parallel_steps)
@@ -141,7 +186,7 @@ async def _leave_stubborn_steps() -> None:
 
 
 def _announce(app: App, url: str, partitions: int, output: Output) -> None:
-    place = url.partition("?")[0]  # options may hold a password
+    place = place_of(url)
     if output.as_json:
         output.line({"app": app.name, "url": place, "partitions": partitions, "pid": os.getpid()})
     output.say(

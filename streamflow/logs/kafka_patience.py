@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 from streamflow.errors import Unavailable
+from streamflow.logs.kafka_access import DENIED, denied
 from streamflow.logs.kafka_url import KafkaUrl, unreachable
 
 READ_SECONDS: Final = 30.0
@@ -20,8 +21,7 @@ GONE_SECONDS: Final = 5.0
 """A broker that has just begun does not know all topics yet: only after so long is one not there."""
 
 REFUSED: Final = frozenset({
-    KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._AUTHENTICATION,
+    KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._AUTHENTICATION,
     KafkaError.INVALID_GROUP_ID, KafkaError.TOPIC_EXCEPTION, KafkaError.UNSUPPORTED_VERSION,
     KafkaError._INVALID_ARG, KafkaError._STATE,
 })  # fmt: skip
@@ -52,6 +52,8 @@ def patiently(url: KafkaUrl, ask: Callable[[float], _T | None], *, about: str) -
                     f"{url.url}: {about} is not there (any more): was it deleted? Restore it, for what was in it is "
                     f"kept nowhere else"
                 ) from None
+            if reason.code() in DENIED:
+                raise denied(url.url, f"{about} cannot be used ({reason.str()})") from None
             if reason.code() in REFUSED:
                 raise unreachable(url.url, f"{about}: {reason.str()}") from None
             found = reason.str()
