@@ -107,12 +107,15 @@ async def _serve(
     app: App, url: str, output: Output, *, state_dir: Path | None, max_parallel_steps: int | None, create: bool
 ) -> None:
     from streamflow.logs import open_log
+    from streamflow.serve import schemas_of
     from streamflow.worker import Worker
 
     with _stop_on_signal() as stopping:
         log = await open_log(url, app=app.name, create=create)
         try:
-            worker = Worker(app, log, state_dir=state_dir, max_parallel_steps=max_parallel_steps)
+            worker = Worker(
+                app, log, state_dir=state_dir, max_parallel_steps=max_parallel_steps, schemas=schemas_of(url)
+            )
             try:
                 await worker.start()
                 _announce(app, url, log.partitions, output)
