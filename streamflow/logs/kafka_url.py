@@ -117,9 +117,9 @@ def _registry(shown: str, urls: str = "", **more: str) -> RegistrySettings:
     for url in found:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-            raise InvalidArguments(
-                f"{shown}: schema.registry.url must be http(s)://HOST:PORT/PATH without a user, whose name and "
-                f"password go into basic.auth.user.info.env"
+            raise InvalidArguments(  # without the URL: there may be a password in it
+                "kafka://…: schema.registry.url must be http(s)://HOST:PORT/PATH without a user, whose name and "
+                "password go into basic.auth.user.info.env"
             )
     if not found:
         raise InvalidArguments(f"{shown}: settings of a schema registry, but no schema.registry.url: add it")
