@@ -68,7 +68,7 @@ def result(registry, bootstrap, app, workflow_id):
 
 def main(url, bootstrap, app, verb, workflow_id, *more):
     """One command, or the result of a run."""
-    registry = SchemaRegistryClient({"url": url})
+    registry = SchemaRegistryClient({"url": url, "timeout": PATIENCE_SECONDS})
     place = registry, bootstrap, app, workflow_id
     match verb, more:
         case "start", (workflow, args):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import threading
+import time
 
 import pytest
 
@@ -78,8 +79,8 @@ def test_an_unknown_id_is_remembered_for_a_while(monkeypatch):
     assert schemas.missing(framed(7)) is None
     with pytest.raises(LookupError, match=r"http://told: HTTP 404: Schema 7 not found\."):
         schemas.schema_of(7)
-    later = module.time.monotonic() + module.UNKNOWN_SECONDS
-    monkeypatch.setattr(module.time, "monotonic", lambda: later)
+    later = time.monotonic() + module.UNKNOWN_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
     assert schemas.missing(framed(7)) == 7
 
 

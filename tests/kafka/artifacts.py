@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
-from streamflow.broker.jars import FETCH_TIMEOUT_SECONDS, BrokerMissing, _alone, _repository, cache_folder, find_runtime
+from streamflow.broker.jars import FETCH_TIMEOUT_SECONDS, BrokerMissing, _repository, alone, cache_folder, find_runtime
 from streamflow.broker.process import start
 from streamflow.broker.settings import HOST, free_ports
 
@@ -43,7 +43,7 @@ def _cached(name: str, what: str, say: Say, fill: Callable[[Path, Path], None]) 
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.with_name(f"{name}.lock")):
+        with alone(folder.with_name(f"{name}.lock")):
             if folder.is_dir():
                 return folder
             say(f"Fetching {what} into {folder.parent} ...")

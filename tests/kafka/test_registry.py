@@ -128,7 +128,7 @@ def test_a_producers_own_schema_is_resolved_against_ours(registry: RunningRegist
     schema_id = register(registry, served, case.replace(" ", "-"), schema)
     value = envelope(workflow_id, {"workflow": "echo", "args": b'["x"]'}, **extra)
     served.produce(framed(schema_id, schema, value), key=workflow_id)
-    assert served.result(workflow_id) == "x"
+    assert served.with_registry("result", workflow_id)["result"] == "x"
 
 
 def test_what_the_registry_does_not_know_or_we_cannot_read_is_set_aside(registry: RunningRegistry, served: Served):
@@ -170,7 +170,7 @@ def test_a_record_waits_for_a_registry_that_does_not_answer(registry: RunningReg
         assert served.plain("start", other, "echo", '["y"]')["accepted"]
     finally:
         registry.process.send_signal(signal.SIGCONT)
-    assert served.result("waits") == "x"
+    assert served.with_registry("result", "waits")["result"] == "x"
     assert len(served.letters()) == before
 
 
