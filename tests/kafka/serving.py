@@ -24,7 +24,7 @@ from tests.kafka.orders import APP_VARIABLE
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CLIENTS: Final = ROOT / "deploy" / "clients"
-DEADLINE_SECONDS: Final = 60.0
+DEADLINE_SECONDS: Final = 120.0
 PAUSE_SECONDS: Final = 0.05
 PARTITIONS: Final = 3
 

@@ -14,6 +14,8 @@ from streamflow.logs.base import COMMANDS, REPLIES
 from tests.kafka.artifacts import Java
 from tests.kafka.serving import CLIENTS, PARTITIONS, ROOT, Served, load_client, serving, wait_until
 
+pytestmark = pytest.mark.timeout(300)  # a dozen processes, some of them Java, on a machine that may be busy
+
 plain = load_client("plain.py")
 
 ALPHABET = "abz09-_.:/ äßñžłø привет 日本語 עברית 😀🏴‍☠️ \u0301\u200d\U0010ffff"

@@ -24,6 +24,8 @@ from streamflow.logs.base import HISTORY, REPLIES, STATUS, TIMERS
 from tests.kafka.artifacts import RunningRegistry
 from tests.kafka.serving import PARTITIONS, Served, delete_topics, serving, wait_until
 
+pytestmark = pytest.mark.timeout(300)  # a dozen processes, some of them Java, on a machine that may be busy
+
 COMMAND = json.loads((schema_folder() / "Command.avsc").read_text())
 UNUSED_ID = 2_000_000_000
 
