@@ -148,6 +148,7 @@ async def _serve(
     stop_with_stdin: bool,
 ) -> None:
     from streamflow.logs import open_log
+    from streamflow.serve import schemas_of
     from streamflow.worker import Worker
 
     with _stop_on_signal() as stopping:
@@ -157,7 +158,9 @@ async def _serve(
             call_when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
         log = await open_log(url, app=app.name, create=create)
         try:
-            worker = Worker(app, log, state_dir=state_dir, max_parallel_steps=max_parallel_steps)
+            worker = Worker(
+                app, log, state_dir=state_dir, max_parallel_steps=max_parallel_steps, schemas=schemas_of(url)
+            )
             try:
                 await worker.start()
                 _announce(app, url, log.partitions, output)

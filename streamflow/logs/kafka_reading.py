@@ -162,10 +162,10 @@ class Reading:
 
         def ask(seconds: float) -> tuple[int, int] | None:
             try:
-                return self._asking.get_watermark_offsets(place, timeout=seconds)  # type: ignore[no-any-return]
+                return self._asking.get_watermark_offsets(place, timeout=seconds)
             except KafkaException as error:
                 if error.args[0].code() in UNKNOWN:
-                    # What a broker that has just begun does not know, librdkafka would believe for a quarter of an hour.
+                    # A broker that has just begun knows no topics, and librdkafka would believe it for a quarter of an hour.
                     self._asking.list_topics(topic, timeout=seconds)
                 raise
 

@@ -19,7 +19,7 @@ import asyncio
 import contextvars
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from enum import StrEnum
 from functools import partial
 from itertools import islice
@@ -28,6 +28,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from streamflow.codec.avro import decode_history, encode_history
+from streamflow.codec.registry import Schemas
 from streamflow.config import RECORD_BYTES_MAX, Limits
 from streamflow.core.effects import (
     CancelAttempt,
@@ -43,7 +44,7 @@ from streamflow.core.partition import CodeFactory, Decided, DecidedTurn, Partiti
 from streamflow.core.reading import split
 from streamflow.errors import Fenced, Unavailable
 from streamflow.ids import ID_BYTES_MAX
-from streamflow.logs.base import COMMANDS, HISTORY, Log, Outgoing
+from streamflow.logs.base import COMMANDS, HISTORY, STATUS, Log, Outgoing, Record
 from streamflow.metrics import RUNS_BLOCKED
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
@@ -102,6 +103,7 @@ class Processor:
         code_of: Callable[[str], CodeFactory | None],
         limits: Limits,
         timeout_of: Callable[[str], int | None] = lambda workflow: None,
+        schemas: Schemas | None = None,
     ) -> None:
         self.partition = partition
         self.owner = owner
@@ -114,7 +116,8 @@ class Processor:
         self.limits = limits
         self.status = ProcessorState.RESTORING
         self.core = Partition(self, code_of, term=0, consumed=0)
-        self.intake = Intake(log, partition, self.state, clock)
+        self.intake = Intake(log, partition, self.state, clock, schemas)
+        self._status_schema = None if schemas is None else schemas.ids.get(STATUS)
         self._loop = asyncio.get_running_loop()
         # What is decided must not see the context of the step that happened to wake the processor.
         self._context = contextvars.copy_context()
@@ -235,7 +238,10 @@ class Processor:
             effects.append(PublishStatus(run.status()))
         else:
             effects = [PublishStatus(None)]
-        return outgoing(effects, self.partition, workflow_id, self.log.partitions)
+        return self._outgoing(effects, workflow_id)
+
+    def _outgoing(self, effects: Iterable[Effect], workflow_id: str) -> list[Outgoing]:
+        return outgoing(effects, self.partition, workflow_id, self.log.partitions, status_schema=self._status_schema)
 
     @property
     def durably_consumed(self) -> int:
@@ -278,16 +284,22 @@ class Processor:
         """Read commands and stage them, as long as there is room."""
         follow = self.log.follow(COMMANDS, self.partition, self.core.consumed, limit=self.limits.commands_read_max)
         async for records in follow:
-            await self._has_room()
-            found = self.intake.sort([record for record in records if record.offset >= self.core.next_command])
-            if found.elsewhere:
-                await self.log.publish(found.elsewhere)  # first: a turn may say that they are consumed
-            for offset, command in found.commands:
-                self.core.command(offset, command)
-            self.core.skip(records[-1].offset)
-            self._answers += found.answers
-            self._staged = len(records)
-            self._wake()
+            while records:
+                readable = await self.intake.readable(records)
+                await self._take(records[:readable])
+                records = records[readable:]
+
+    async def _take(self, records: Sequence[Record]) -> None:
+        await self._has_room()
+        found = self.intake.sort([record for record in records if record.offset >= self.core.next_command])
+        if found.elsewhere:
+            await self.log.publish(found.elsewhere)  # first: a turn may say that they are consumed
+        for offset, command in found.commands:
+            self.core.command(offset, command)
+        self.core.skip(records[-1].offset)
+        self._answers += found.answers
+        self._staged = len(records)
+        self._wake()
 
     async def _has_room(self) -> None:
         while self._is_full():
@@ -350,7 +362,7 @@ class Processor:
         answers, self._answers = self._answers, []
         answers += map(self.intake.bury, decided.dead)
         for workflow_id, effect in decided.answers:
-            answers += outgoing((effect,), self.partition, workflow_id, self.log.partitions)
+            answers += self._outgoing((effect,), workflow_id)
             self._perform_local(workflow_id, (effect,))  # only attempts that run again: their turns are long durable
         if not decided.turns:
             if answers:
@@ -432,7 +444,7 @@ class Processor:
             del pending[0]
             if not pending:
                 del self._unacknowledged[workflow_id]
-            records += outgoing(item.effects, self.partition, workflow_id, self.log.partitions)
+            records += self._outgoing(item.effects, workflow_id)
             self._perform_local(workflow_id, item.effects)
         self._publish(records + batch.answers, batch.end_offset)
 

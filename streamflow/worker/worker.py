@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from streamflow.codec.registry import Schemas
 from streamflow.config import LIMITS, Limits
 from streamflow.core.machines.run import Run
 from streamflow.core.partition import CodeFactory
@@ -63,6 +64,7 @@ class Worker:
         state_dir: str | os.PathLike[str] | None = None,
         max_parallel_steps: int | None = None,
         limits: Limits = LIMITS,
+        schemas: Schemas | None = None,
     ) -> None:
         wanted = max_parallel_steps if max_parallel_steps is not None else getattr(app, "max_parallel_steps", 64)
         if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
@@ -71,6 +73,7 @@ class Worker:
         self.log = log
         self.max_parallel_steps = wanted
         self.limits = limits
+        self.schemas = schemas
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.clock = Clock()
         self.partitions: dict[int, asyncio.Task[None]] = {}
@@ -90,13 +93,16 @@ class Worker:
     async def start(self) -> None:
         """Join the group and begin to own partitions; idempotent, but a stopped worker stays stopped.
 
-        Raises `Unavailable` when the log or the local state cannot be used; nothing is left over then.
+        Raises `Unavailable` when the log, the local state or the schema registry cannot be used, and `InvalidArguments`
+        when the registry refuses our schemas; nothing is left over then.
         """
         if self._died is not None:
             return
         loop = asyncio.get_running_loop()
         self._died = loop.create_future()
         try:
+            if self.schemas is not None:
+                await self.schemas.register(self.log.app)
             if self._state_root is not None:
                 from streamflow.store.slots import lease_slot
 
@@ -279,6 +285,7 @@ class Worker:
                 code_of=self._code_of,
                 timeout_of=self._timeout_of,
                 limits=self.limits,
+                schemas=self.schemas,
             )
             timers = TimerService(
                 self.log,
