@@ -53,11 +53,16 @@ class Sent:
 
 
 class Lane:
-    """Created on the event loop; `delivered` is called there with what was acknowledged, in that order."""
+    """Created on the event loop; `delivered` is called there with what was acknowledged, in that order.
+
+    It is called with nothing, too: when the lane has failed.
+    """
 
     def __init__(self, url: KafkaUrl, name: str, delivered: Callable[[Lane, list[Sent]], None]) -> None:
         self.name = name
         self.dropped = False
+        self.failed = False
+        """Whether librdkafka says that this producer can go on no more."""
         self._url = url
         self._delivered = delivered
         self._loop = asyncio.get_running_loop()
@@ -91,7 +96,7 @@ class Lane:
     def send(self, topic: str, partition: int, key: bytes, value: bytes | None, sent: Sent, expected: int = -1) -> None:
         """Hand over one record of `sent`; with `expected` its acknowledgement must name that offset.
 
-        Raises `BufferError` when librdkafka's queue is full.
+        Raises `BufferError` when librdkafka's queue is full, `KafkaException` when the producer has failed.
         """
         report = self._published if expected < 0 else partial(self._appended, expected)
         self._producer.produce(topic, value, key, partition, on_delivery=partial(report, sent))
@@ -112,16 +117,29 @@ class Lane:
     def _serve(self) -> None:
         waited = 0.0
         while not (self._ending.is_set() and (not len(self._producer) or waited > CLOSE_SECONDS)):
-            if not self._producer.poll(POLL_SECONDS) and self._ending.is_set():
+            if not self._poll() and self._ending.is_set():
                 waited += POLL_SECONDS
             if self._acknowledged and not self._hand_over():
                 return
         if waited > CLOSE_SECONDS:
             self._producer.purge()
-            self._producer.poll(POLL_SECONDS)
+            self._poll()
             self._hand_over()
         del self._producer  # ends librdkafka's threads
         self._on_loop(_finish, self.closed)
+
+    def _poll(self) -> int:
+        """Collect acknowledgements for a while; how many events there were."""
+        try:
+            return self._producer.poll(POLL_SECONDS)
+        except KafkaException as error:
+            # What is fatal is raised here, and the acknowledgements behind it are lost.
+            if not self.failed:
+                self.failed = True
+                log_.warning("%s: the producer %s failed for good: %s", self._url.url, self.name, error)
+                self._hand_over()
+            self._ending.wait(POLL_SECONDS)
+            return 0
 
     def _hand_over(self) -> bool:
         acknowledged, self._acknowledged = self._acknowledged, []
@@ -155,7 +173,7 @@ class Lane:
     def _on_error(self, error: KafkaError) -> None:
         """What is fatal fails every record, each with its own report; the rest is librdkafka's to retry."""
         if error.fatal():
-            log_.warning("%s: the producer %s failed for good: %s", self._url.url, self.name, error.str())
+            log_.debug("%s: producer %s: fatal: %s", self._url.url, self.name, error.str())
         else:
             log_.debug("%s: producer %s: %s", self._url.url, self.name, error.str())
 

@@ -165,7 +165,7 @@ class Reading:
                 return self._asking.get_watermark_offsets(place, timeout=seconds)
             except KafkaException as error:
                 if error.args[0].code() in UNKNOWN:
-                    # A broker that has just begun knows no topics, and librdkafka would believe it for a quarter of an hour.
+                    # A broker that has just begun knows no topics; librdkafka would believe it for long.
                     self._asking.list_topics(topic, timeout=seconds)
                 raise
 

@@ -142,6 +142,9 @@ class Writing:
     def _history_lane(self, partition: int) -> Lane:
         number = partition % len(self._lanes)
         lane = self._lanes[number]
+        if lane is not None and lane.failed:
+            self._drop(lane, "it failed for good")
+            lane = None
         if lane is None:
             lane = self._lanes[number] = Lane(self._url, f"history-{number}", self._appended)
         return lane
@@ -155,9 +158,9 @@ class Writing:
                 assert records is not None, append.expected
                 for number, (key, value) in enumerate(records):
                     lane.send(self._history, append.partition, key, value, append, append.expected + number)
-        except BufferError:
+        except (BufferError, KafkaException) as error:
             # A part of it may be under way: what becomes of the rest of this lane is unknown, too.
-            self._drop(lane, "librdkafka's queue is full")
+            self._drop(lane, str(_reason(error)))
 
     def _appended(self, lane: Lane, acknowledged: list[Sent]) -> None:
         for append in acknowledged:
@@ -178,6 +181,8 @@ class Writing:
             self._settle(append, None)
             if not tail.sent and tail.under_way:
                 self._send(tail, lane)
+        if lane.failed and not lane.dropped:
+            self._drop(lane, "it failed for good")
 
     def _break(self, tail: _Tail, error: StreamflowError) -> None:
         """The first append under way failed with `error`: all behind it build on it."""
@@ -233,6 +238,8 @@ class Writing:
     def _send_publishes(self) -> None:
         """Give the lane all that waits: the next group."""
         self._publishes_sent = len(self._publishes)
+        if self._publisher is not None and self._publisher.failed:
+            self._drop_publisher(self._publisher)
         if self._publisher is None:
             self._publisher = Lane(self._url, "publisher", self._published)
         for publish in self._publishes:
@@ -240,9 +247,9 @@ class Writing:
                 for topic, partition, key, value in publish.records:
                     self._publisher.send(f"{self._app}.{topic}", partition, key, value, publish)
             except (BufferError, KafkaException) as error:
-                found = error.args[0] if error.args else None
-                publish.error = found if isinstance(found, KafkaError) else KafkaError(KafkaError._QUEUE_FULL)
+                publish.error = _reason(error)
                 publish.left = 0
+                self._publisher.failed = isinstance(error, KafkaException)
             publish.records = ()
         if self._publishes[0].left <= 0:  # nothing to wait for
             self._loop.call_soon(self._complete)
@@ -253,11 +260,19 @@ class Writing:
         self._void.discard(partition)
 
     def _published(self, lane: Lane, acknowledged: list[Sent]) -> None:
-        if not lane.dropped and any(sent.error is not None and sent.error.fatal() for sent in acknowledged):
-            lane.drop()
-            self._ended.append(lane)
-            self._publisher = None
+        if lane.failed and not lane.dropped:
+            self._drop_publisher(lane)
+            for number in range(self._publishes_sent):  # no acknowledgement will come for these
+                publish = self._publishes[number]
+                if publish.left > 0:
+                    publish.left, publish.error = 0, KafkaError(KafkaError._FATAL)
         self._complete()
+
+    def _drop_publisher(self, lane: Lane) -> None:
+        log_.warning("%s: producer %s is replaced: it failed for good", self._url.url, lane.name)
+        lane.drop()
+        self._ended.append(lane)
+        self._publisher = None
 
     def _complete(self) -> None:
         """Complete what is acknowledged, in the order of the calls."""
@@ -312,3 +327,9 @@ class Writing:
             if not publish.done.done():
                 publish.done.set_exception(Unavailable(f"{self._url.url}: closed with a publish under way"))
         self._publishes.clear()
+
+
+def _reason(error: BufferError | KafkaException) -> KafkaError:
+    """Why a record was not taken."""
+    found = error.args[0] if error.args else None
+    return found if isinstance(found, KafkaError) else KafkaError(KafkaError._QUEUE_FULL)
