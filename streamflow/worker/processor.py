@@ -102,6 +102,7 @@ class Processor:
         code_of: Callable[[str], CodeFactory | None],
         limits: Limits,
         timeout_of: Callable[[str], int | None] = lambda workflow: None,
+        retention_of: Callable[[str], int | None] = lambda workflow: None,
     ) -> None:
         self.partition = partition
         self.owner = owner
@@ -111,6 +112,7 @@ class Processor:
         self.clock = clock
         self.code_of = code_of
         self.timeout_of = timeout_of
+        self.retention_of = retention_of
         self.limits = limits
         self.status = ProcessorState.RESTORING
         self.core = Partition(self, code_of, term=0, consumed=0)
@@ -192,6 +194,7 @@ class Processor:
                 term=claim.term,
                 consumed=restorer.consumed,
                 timeout_of=self.timeout_of,
+                retention_of=self.retention_of,
             )
             self.core.at = max(restorer.at, claim.at)
             self.core.seq = 0

@@ -174,6 +174,7 @@ class World:
             executor=self.executor,  # type: ignore[arg-type]
             clock=self.clock,
             code_of=self._code_of,
+            retention_of=self._retention_of,
             limits=self.limits,
         )
         return self.processor
@@ -260,6 +261,10 @@ class World:
     def _code_of(self, workflow: str) -> CodeFactory | None:
         definition = self.app.workflows.get(workflow)
         return None if definition is None else partial(RunCode, definition)
+
+    def _retention_of(self, workflow: str) -> int | None:
+        definition = self.app.workflows.get(workflow)
+        return None if definition is None or definition.retention is None else round(definition.retention * 1000)
 
 
 @asynccontextmanager
