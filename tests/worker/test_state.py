@@ -47,7 +47,7 @@ def changes(run: Run, *turns: Turn) -> list[Change]:
     made = []
     for turn in turns:
         run.fold(turn)
-        made.append(change_of(run, turn, encode_history(turn)))
+        made.append(change_of(run, turn, encode_history(turn), offset=turn.seq))
     return made
 
 
