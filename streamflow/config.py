@@ -54,6 +54,25 @@ class Limits(Struct, frozen=True, kw_only=True):
     stop_seconds: float = 5.0
     """How long a stopping worker waits for what is under way to become durable."""
 
+    trim_records_min: int = 20_000
+    """History records that trimming must remove to be worth its snapshots: half a second of a restore."""
+
+    snapshot_runs_at_once: int = 32
+    """Runs copied forward in one append: a few milliseconds, so that turns need not wait for a trim."""
+
+    trim_seconds: float = 600.0
+    """How often an owner trims the topics that are trimmed by age, on a local log also how exactly; and how long a
+    history that hardly grows may hold what runs have left behind."""
+
+    commands_kept_seconds: float = 7 * 86_400.0
+    """How long consumed commands stay in the log, to see what was asked. Those not consumed stay until they are."""
+
+    replies_kept_seconds: float = 3_600.0
+    """How long answers stay: far longer than anybody waits for one."""
+
+    dead_letters_kept_seconds: float = 28 * 86_400.0
+    """How long what could not be applied stays, for somebody to look at it."""
+
     request_seconds: float = 30.0
     """How long a client waits for the answer to a command before it raises `Unavailable`."""
 

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 IfExists: TypeAlias = Literal["attach", "error", "restart"]
-TimerKind: TypeAlias = Literal["start", "deadline", "sleep", "step"]
+TimerKind: TypeAlias = Literal["start", "deadline", "sleep", "step", "retention"]
 
 
 class StartWorkflow(Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from streamflow.errors import ErrorInfo
 
 
 class TimerRecord(Struct, frozen=True, kw_only=True):
-    """A pending timer of a run: `kind` start, deadline, sleep or step (a delay before attempt `attempt`)."""
+    """A pending timer: `kind` is start, deadline, sleep, step (before `attempt`) or retention (of a closed run)."""
 
     workflow_id: str
     kind: str

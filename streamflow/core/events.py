@@ -193,6 +193,12 @@ class RunDeleted(Struct, frozen=True, kw_only=True):
     """The run was cleaned up: nothing of it is kept."""
 
 
+class RetentionSet(Struct, frozen=True, kw_only=True):
+    """The run, just closed, is kept until `delete_at`."""
+
+    delete_at: int
+
+
 Event: TypeAlias = (
     RunCreated
     | RunStarted
@@ -219,6 +225,7 @@ Event: TypeAlias = (
     | RunBlocked
     | RunUnblocked
     | RunDeleted
+    | RetentionSet
 )
 EVENTS: tuple[type[Event], ...] = (
     RunCreated,
@@ -246,6 +253,7 @@ EVENTS: tuple[type[Event], ...] = (
     RunBlocked,
     RunUnblocked,
     RunDeleted,
+    RetentionSet,
 )
 
 

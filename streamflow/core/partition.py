@@ -143,10 +143,12 @@ class Partition:
         term: int,
         consumed: int,
         timeout_of: Callable[[str], int | None] = lambda workflow: None,
+        retention_of: Callable[[str], int | None] = lambda workflow: None,
     ) -> None:
         self.runs = runs
         self.code_of = code_of
         self.timeout_of = timeout_of  # milliseconds, of a start that says none itself
+        self.retention_of = retention_of
         self.term = term
         self.seq = 0
         self.consumed = consumed
@@ -264,6 +266,7 @@ class Partition:
     ) -> DecidedTurn | None:
         """Make a turn of what the execution has gathered, if anything happened."""
         run = execution.run
+        execution.retain(self.retention_of)
         events, effects = execution.flush()
         if not events and not applied:
             if run.is_closed or run.state is RunState.NONE:
@@ -513,6 +516,8 @@ class Partition:
                 execution.take(RunFailed(error=_deadline_error(run)))
             case "sleep":
                 execution.take(TimerFired(number=fired.number))
+            case "retention":
+                execution.take(RunDeleted())
             case _:
                 execution.take(StepDue(number=fired.number, attempt=fired.attempt))
 

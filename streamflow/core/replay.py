@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeAlias, assert_never
 
 from streamflow.core.effects import CancelAttempt, DropTimer, Effect, RecordStart, SetTimer, StartAttempt
@@ -32,11 +32,13 @@ from streamflow.core.events import (
     CancelRequested,
     Event,
     ProgressSet,
+    RetentionSet,
     RunCancelled,
     RunCompleted,
     RunCreated,
     RunFailed,
     RunStarted,
+    RunTerminated,
     SignalAwaited,
     SignalReceived,
     SignalTaken,
@@ -52,7 +54,7 @@ from streamflow.core.events import (
     instant,
 )
 from streamflow.core.machines import signal, step, timer
-from streamflow.core.machines.run import Run
+from streamflow.core.machines.run import CLOSED, Run
 from streamflow.errors import NonDeterminismError
 
 Outcome: TypeAlias = StepCompleted | StepFailed | TimerFired | SignalTaken
@@ -203,6 +205,13 @@ class Execution:
         """Apply an event that the code need not see."""
         self.effects += self.run.apply(event, self.at)
         self.events.append(event)
+
+    def retain(self, retention_of: Callable[[str], int | None]) -> None:
+        """A run that has closed since the last flush is kept as long as its workflow's retention, in ms, says now."""
+        if self.run.state in CLOSED and any(type(event) in CLOSING for event in self.events):
+            retention_ms = retention_of(self.run.workflow)
+            if retention_ms is not None:
+                self.emit(RetentionSet(delete_at=instant(self.at + retention_ms)))
 
     def flush(self) -> tuple[list[Event], list[Effect]]:
         """The events and effects since the last flush, those effects left out that cancel each other."""
@@ -393,6 +402,8 @@ DELIVERED: Final = frozenset(
     {RunStarted, StepCompleted, StepFailed, TimerFired, SignalReceived, SignalTaken, CancelRequested}
 )
 """The events of a history that reach the code; the others are its own decisions, or between the engine and a step."""
+
+CLOSING: Final = frozenset({RunCompleted, RunFailed, RunCancelled, RunTerminated})
 
 SHOWN_BYTES_MAX: Final = 300
 """How much of the arguments an error shows."""

@@ -28,7 +28,7 @@ REPLIES: Final = "replies"
 DEAD_LETTERS: Final = "dead-letters"
 TOPICS: Final = (COMMANDS, HISTORY, TIMERS, STATUS, REPLIES, DEAD_LETTERS)
 COMPACTED: Final = frozenset({TIMERS, STATUS})
-"""Topics that keep the newest record of each key; older ones may vanish, offsets stay."""
+"""Topics that keep the newest record of each key; older ones may vanish, offsets stay. They are never trimmed."""
 
 
 class Record(NamedTuple):
@@ -104,13 +104,18 @@ class Log(Protocol):
         ...
 
     async def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[Record]:
-        """Durable records from `offset` on, at most `limit`, at once; [] at the end."""
+        """Durable records from `offset` on, at most `limit`, at once; [] at the end.
+
+        Below the start it goes on at the start: what was trimmed is not missed by most, and a reader that cannot do
+        without it (a restore) compares `start_offset`.
+        """
         ...
 
     def follow(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> AsyncIterator[list[Record]]:
         """Non-empty batches from `offset` on, waiting (not spinning) at the end, until the log is closed.
 
-        Pulling slower is back-pressure. The position is the reader's own: any number may follow one partition.
+        Pulling slower is back-pressure. The position is the reader's own: any number may follow one partition. Below
+        the start it goes on at the start, as `read` does, also when the part ahead of it is trimmed meanwhile.
         """
         ...
 
@@ -120,6 +125,25 @@ class Log(Protocol):
 
     async def end_offset(self, topic: str, partition: int) -> int:
         """The offset that the next record will get, as far as it is durable now."""
+        ...
+
+    async def trim(self, topic: str, partition: int, before: int) -> int:
+        """Let everything below offset `before` go; gives the new start. Nobody reads below it from now on, but for what
+        a follower has fetched already.
+
+        The start moves at once and all the way, or not at all; when the room is free again is the log's affair. It
+        never goes back and never beyond the end, so repeating is harmless. Compacted topics are `InvalidArguments`;
+        `Unavailable` means that the start may or may not have moved.
+        """
+        ...
+
+    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        """An offset so that every record below it was written before `at_ms`, by the log's own clock.
+
+        The highest such offset where the log keeps the time of each record. A local log keeps none: it remembers
+        where the end was whenever it is asked, and answers with the last of those marks; asked once an hour it is an
+        hour behind at most, and never ahead.
+        """
         ...
 
     async def join(self, owner: str, *, instance: str | None = None) -> Membership:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from streamflow.errors import Fenced, InvalidArguments, PayloadTooLarge, Unavailable
-from streamflow.logs.base import HISTORY, TOPICS, Outgoing
+from streamflow.logs.base import COMPACTED, HISTORY, TOPICS, Outgoing
 
 STEPS_PREFIX: Final = "steps."
 """Topics `steps.<queue>` come into being with their first record or reader."""
@@ -21,6 +21,12 @@ def check_topic(topic: str) -> str:
     if topic not in TOPICS and not (topic.startswith(STEPS_PREFIX) and len(topic) > len(STEPS_PREFIX)):
         raise InvalidArguments(f"unknown topic {topic!r}: known are {', '.join(TOPICS)} and steps.<queue>")
     return topic
+
+
+def check_trim(topic: str) -> None:
+    """Raise `InvalidArguments` for a topic that is not trimmed."""
+    if check_topic(topic) in COMPACTED:
+        raise InvalidArguments(f"topic {topic} keeps the newest record of each key: publish tombstones, do not trim it")
 
 
 def check_partition(partition: int, partitions: int) -> None:

@@ -19,7 +19,15 @@ from typing import Final
 from streamflow.errors import CorruptLog, InvalidArguments
 from streamflow.ids import check_id
 from streamflow.logs.base import COMMANDS, HISTORY, TOPICS, Outgoing, Record
-from streamflow.logs.checks import check_append, check_partition, check_publish, check_size, check_topic, closed
+from streamflow.logs.checks import (
+    check_append,
+    check_partition,
+    check_publish,
+    check_size,
+    check_topic,
+    check_trim,
+    closed,
+)
 from streamflow.logs.kafka_following import Following
 from streamflow.logs.kafka_membership import Group, KafkaMembership
 from streamflow.logs.kafka_offsets import PublishedOffsets
@@ -166,6 +174,18 @@ class KafkaLog:
         if not await self._is_there(topic, partition):
             return (0, 0)
         return await self._reading.bounds(self._topics.name(topic), partition)
+
+    async def trim(self, topic: str, partition: int, before: int) -> int:
+        check_trim(topic)
+        start, end = await self._bounds(topic, partition)
+        if before <= start:
+            return start
+        return await self._topics.delete_before(topic, partition, min(before, end))
+
+    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        if not await self._is_there(topic, partition):
+            return 0
+        return await self._reading.offset_at(self._topics.name(topic), partition, at_ms)
 
     async def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[Record]:
         if not await self._is_there(topic, partition):

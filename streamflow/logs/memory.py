@@ -1,4 +1,4 @@
-"""The memory log: the port's semantics in one process, without threads, files or clocks.
+"""The memory log: the port's semantics in one process, without threads or files; its one clock tells records' age.
 
 `memory://name` is shared by all handles of that name in the process (`memory://` is one name too) and dropped when
 the last of them is closed. Acknowledgements arrive on a later turn of the event loop, in call order, so that code
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
@@ -22,6 +23,7 @@ from streamflow.logs.checks import (
     check_publish,
     check_size,
     check_topic,
+    check_trim,
     closed,
     fenced,
     fenced_behind,
@@ -40,7 +42,10 @@ class _Stream:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.start = 0
         self.end = 0
+        self.marks: list[tuple[int, int]] = []
+        """When the end was where, in order: (ms since 1970, offset)."""
         self.newest: dict[bytes, int] = {}
         self.waiting: set[asyncio.Future[None]] = set()
 
@@ -54,6 +59,16 @@ class _Stream:
 
     def index(self, offset: int) -> int:
         return bisect.bisect_left(self.records, (offset,))
+
+    def trim(self, before: int) -> None:
+        if before > self.start:
+            self.start = min(before, self.end)
+            del self.records[: self.index(self.start)]
+
+    def mark(self, now_ms: int) -> None:
+        self.marks = [(at, offset) for at, offset in self.marks if offset > self.start]
+        if not self.marks or self.marks[-1][1] < self.end:
+            self.marks.append((now_ms, self.end))
 
     def wake(self) -> None:
         waiting, self.waiting = self.waiting, set()
@@ -225,8 +240,7 @@ class MemoryLog:
         return self._topics.published.get(partition, 0)
 
     async def start_offset(self, topic: str, partition: int) -> int:
-        self._stream(topic, partition)
-        return 0
+        return self._stream(topic, partition).start
 
     async def end_offset(self, topic: str, partition: int) -> int:
         if topic == HISTORY:
@@ -239,6 +253,17 @@ class MemoryLog:
             self._tails.pop(partition, None)
         first = stream.index(offset)
         return stream.records[first : first + limit]
+
+    async def trim(self, topic: str, partition: int, before: int) -> int:
+        check_trim(topic)
+        stream = self._stream(topic, partition)
+        stream.trim(before)
+        return stream.start
+
+    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        stream = self._stream(topic, partition)
+        stream.mark(time.time_ns() // 1_000_000)
+        return max([stream.start, *(offset for at, offset in stream.marks if at <= at_ms)])
 
     def _stream(self, topic: str, partition: int) -> _Stream:
         if self._closed:

@@ -13,7 +13,8 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,12 +26,14 @@ from streamflow.logs.checks import (
     check_publish,
     check_size,
     check_topic,
+    check_trim,
     closed,
     fenced_behind,
 )
 from streamflow.logs.open import LocalUrl
 from streamflow.logs.sqlite_file import OFFSET_BITS, OFFSET_MASK, AppRow, connect, limit_size, stream_of, translate
 from streamflow.logs.sqlite_membership import SqliteMembership, join
+from streamflow.logs.sqlite_trimming import mark, trim
 from streamflow.logs.sqlite_wakeups import Wakeups
 from streamflow.logs.sqlite_writer import APPEND, PUBLISHED, Write, Writer, accept_rows
 
@@ -52,11 +55,12 @@ COMMIT_HERE_SECONDS_MAX: Final = 0.02
 SLOW_DISK_SECONDS: Final = 0.5
 """How long the thread does it all after such a commit, before it is tried here again."""
 
-_READ: Final = tuple(
-    f"SELECT id, key, value FROM {table} WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
-    for table in ("records", "latest")
+_READ: Final = (
+    "SELECT id, key, value FROM records WHERE id BETWEEN max(?1, (SELECT stream << 40 | first FROM streams"
+    " WHERE stream = ?1 >> 40)) AND ?2 ORDER BY id LIMIT ?3",
+    "SELECT id, key, value FROM latest WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?",
 )
-"""By whether the topic is compacted."""
+"""By whether the topic is compacted. Below the start of a trimmed one may still lie what is not deleted yet."""
 
 
 class _Followed:
@@ -269,7 +273,7 @@ class SqliteLog:
         if write.error is not None:
             write.done.set_exception(write.error)
         else:
-            write.done.set_result(write.expected if write.partition >= 0 else None)  # type: ignore[arg-type]
+            write.done.set_result(write.expected if write.partition >= 0 else write.result)  # type: ignore[arg-type]
 
     def _known(self, partition: int) -> None:
         """The caller has looked at the partition's end again: appends build on what it saw, not on a failed one."""
@@ -292,13 +296,14 @@ class SqliteLog:
         return self._bounds(topic, partition)[0]
 
     async def end_offset(self, topic: str, partition: int) -> int:
-        return self._bounds(topic, partition)[1]
+        end = self._bounds(topic, partition)[1]
+        if topic == HISTORY:
+            self._known(partition)
+        return end
 
     def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
         stream = self._stream(topic, partition)
         found = self._select("SELECT first, next FROM streams WHERE stream=?", -1 if stream is None else stream)
-        if topic == HISTORY:
-            self._known(partition)
         return (found[0][0], found[0][1]) if found else (0, 0)
 
     async def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[Record]:
@@ -346,6 +351,31 @@ class SqliteLog:
             self._topics[topic] = found[0][0]
         return stream_of(self._topics[topic], partition)
 
+    # --- trimming
+
+    async def trim(self, topic: str, partition: int, before: int) -> int:
+        check_trim(topic)
+        stream = self._stream(topic, partition)
+        start, more = 0, stream is not None
+        while more:  # each time one short transaction, so that appends go in between
+            assert stream is not None
+            start, more = await self._errand(partial(trim, stream=stream, before=before))
+        return start
+
+    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        stream = self._stream(topic, partition)
+        if stream is None:
+            return 0
+        now_ms = time.time_ns() // 1_000_000
+        offset, _ = await self._errand(partial(mark, stream=stream, now_ms=now_ms, at_ms=at_ms))
+        return offset
+
+    def _errand(self, errand: Callable[[sqlite3.Connection], tuple[int, bool]]) -> asyncio.Future[tuple[int, bool]]:
+        """Have the writer thread do something in a transaction of its own, in the order of the writes."""
+        done: asyncio.Future[tuple[int, bool]] = self._loop.create_future()
+        self._submit(Write(done, errand=errand))  # type: ignore[arg-type]  # it settles futures of any result
+        return done
+
     # --- following
 
     async def follow(
@@ -359,6 +389,8 @@ class SqliteLog:
             await done
             stream = self._stream(topic, partition)
             assert stream is not None
+        # Who waits below the start would look as if it lagged, for ever if nothing comes.
+        offset = max(offset, self._bounds(topic, partition)[0])
         followed = self._start_following(stream)
         try:
             while self._closing is None:

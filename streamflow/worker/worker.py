@@ -278,6 +278,7 @@ class Worker:
                 clock=self.clock,
                 code_of=self._code_of,
                 timeout_of=self._timeout_of,
+                retention_of=self._retention_of,
                 limits=self.limits,
             )
             timers = TimerService(
@@ -344,6 +345,10 @@ class Worker:
     def _timeout_of(self, workflow: str) -> int | None:
         definition = self.app.workflows.get(workflow)
         return None if definition is None or definition.timeout is None else math.ceil(definition.timeout * 1000)
+
+    def _retention_of(self, workflow: str) -> int | None:
+        definition = self.app.workflows.get(workflow)
+        return None if definition is None or definition.retention is None else math.ceil(definition.retention * 1000)
 
 
 _hurrying = 0

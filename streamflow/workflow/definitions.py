@@ -262,9 +262,6 @@ class Workflow(Generic[P, R]):
             what=f"max_parallel_steps of workflow {self.name}",
             instead="leave it out, or set it for the worker",
         )
-        refuse_later(
-            retention, what=f"retention of workflow {self.name}", instead="leave it out; clean closed runs up by hand"
-        )
         self.__name__ = self.name
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
@@ -376,7 +373,12 @@ class Registry:
         max_parallel_steps: int | None = None,
         retention: Duration | None = None,
     ) -> Any:
-        """Make an async function a workflow. `retry` is the default of its steps, `timeout` bounds the run."""
+        """Make an async function a workflow. `retry` is the default of its steps, `timeout` bounds the run.
+
+        A closed run is deleted, as `cleanup` does, when its `retention` is over, None keeps it. What counts is the
+        retention that the workflow has when the run closes. Give clients time to read results, and late repeats of a
+        start time to arrive: after the deletion the id is unknown, and a start begins it anew.
+        """
 
         def decorate(function: Any) -> Workflow[..., Any]:
             made: Workflow[..., Any] = Workflow(

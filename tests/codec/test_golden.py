@@ -71,6 +71,7 @@ ALL_EVENTS = (
     events.RunBlocked(error=ERROR),
     events.RunUnblocked(),
     events.RunDeleted(),
+    events.RetentionSet(delete_at=AT),
 )
 
 EXAMPLES = {

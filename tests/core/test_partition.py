@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 
-from streamflow.core.commands import (
-    CancelWorkflow,
-    CleanupWorkflow,
-    Query,
-    StartWorkflow,
-    TerminateWorkflow,
-)
+from streamflow.core.commands import CancelWorkflow, CleanupWorkflow, Query, StartWorkflow, TerminateWorkflow
 from streamflow.core.effects import (
     CancelAttempt,
     DropTimer,
@@ -551,11 +545,20 @@ def test_cleaning_up_a_closed_run_deletes_it(state):
     assert world.turns("w") == [] and world.partition.live == {}
 
 
+def test_a_retention_timer_deletes_its_run():
+    world = World(work=one_step)
+    world.retention["work"] = 5
+    world.start()
+    world.complete(0)
+    world.fire(world.run().own_timer("retention", T0 + 5))
+    assert kinds(world.decide()) == ["RunDeleted"]
+
+
 def test_a_second_cancel_is_accepted_and_changes_nothing():
     world = World(work=lambda s, args: stubborn(s))
     world.start()
-    for id in ("a", "b"):
-        world.send(CancelWorkflow(), id=id)
+    world.send(CancelWorkflow(), id="a")
+    world.send(CancelWorkflow(), id="b")
     assert kinds(world.decide()).count("CancelRequested") == 1
     assert sorted(world.replies) == [("a", b"null"), ("b", b"null")]
 

@@ -61,6 +61,14 @@ def test_code_decides_and_its_outcomes_come_back_under_their_numbers():
     assert world.run().result == b"charged"
 
 
+def test_a_run_that_closes_is_kept_for_the_retention_of_its_workflow():
+    world = World(work=one_step)
+    world.retention["work"] = 700
+    world.start()
+    assert kinds(world.complete(0)) == ["StepCompleted", "RunCompleted", "RetentionSet"]
+    assert world.run().delete_at == T0 + 700
+
+
 def test_a_failed_step_is_an_outcome_and_what_the_code_raises_fails_the_run():
     def work(s, args):
         _, outcome = yield {s.step("charge")}

@@ -29,6 +29,12 @@ async def line(n: int) -> int:
     return total
 
 
+@app.workflow(retention=1.5)
+async def brief() -> int:
+    """Kept for a moment only when it is closed."""
+    return await work(1)
+
+
 @app.workflow
 async def fan(n: int) -> int:
     """`n` steps at once."""

@@ -24,7 +24,7 @@ def test_a_step_option_without_effect_is_refused(option: str, value: Any) -> Non
         sf.Registry().step(work).options(**{option: value})
 
 
-@pytest.mark.parametrize(("option", "value"), [("retention", 60), ("max_parallel_steps", 3)])
+@pytest.mark.parametrize(("option", "value"), [("max_parallel_steps", 3)])
 def test_a_workflow_option_without_effect_is_refused(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{option} of workflow work is not part of this version"):
         sf.Registry().workflow(**{option: value})(work)
