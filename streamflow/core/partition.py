@@ -18,7 +18,7 @@ restored. Nothing here performs an effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeAlias, assert_never
 
 from msgspec import Struct
@@ -30,6 +30,7 @@ from streamflow.core.commands import (
     Command,
     FireTimer,
     Query,
+    ReportAttempt,
     SignalWorkflow,
     StartWorkflow,
     TerminateWorkflow,
@@ -66,8 +67,10 @@ from streamflow.core.events import (
     instant,
 )
 from streamflow.core.machines.run import Run, RunState
+from streamflow.core.machines.state import Decision
 from streamflow.core.machines.step import Step, StepState
 from streamflow.core.replay import Code, Execution
+from streamflow.core.reports import outcome_of
 from streamflow.errors import ErrorInfo
 
 StepOutcome: TypeAlias = StepStarted | StepCompleted | StepFailed | StepAttemptFailed
@@ -108,11 +111,15 @@ class DecidedTurn(Struct, frozen=True):
 
 
 class Decided(Struct, frozen=True):
-    """The result of one pass. `answers`, each with its workflow id, are owed once all turns up to here are durable."""
+    """The result of one pass. `answers`, each with its workflow id, are owed once all turns up to here are durable.
+
+    `late` counts the outcomes from queues that nobody awaited any more.
+    """
 
     turns: list[DecidedTurn]
     answers: list[Answer]
     dead: list[DeadCommand]
+    late: int = 0
 
 
 class Runs(Protocol):
@@ -156,6 +163,7 @@ class Partition:
         self._staged: dict[str, list[Staged | tuple[int, StepOutcome]]] = {}
         self._wake: set[str] = set()
         self._fire_at: list[int] = []
+        self._late = 0
 
     # -- staging -----------------------------------------------------------------------------------------------------
 
@@ -193,6 +201,7 @@ class Partition:
         # A timer service ahead of us moves our time, by so little that it never leads the real one by more.
         self.at = max(self.at, now, *(at for at in self._fire_at if at <= now + CLOCK_SKEW_MS_MAX))
         self._fire_at = []
+        self._late = 0
         turns: list[DecidedTurn] = []
         answers: list[Answer] = []
         dead: list[DeadCommand] = []
@@ -204,7 +213,7 @@ class Partition:
         self.consumed = self.next_command
         if turns:
             turns[-1].turn.consumed = self.consumed
-        return Decided(turns, answers, dead)
+        return Decided(turns, answers, dead, self._late)
 
     def evict(self, workflow_id: str) -> None:
         """Drop a run from memory; it is loaded again when an input comes."""
@@ -360,7 +369,10 @@ class Partition:
         return fresh
 
     def _resume(self, execution: Execution) -> None:
-        """A new owner: the attempts that were open run again; those that must not are failed."""
+        """A new owner: the attempts that were open here run again; those that must not are failed.
+
+        What was put on a queue is still there, or with whoever took it; or it is derived again (`effects_since`).
+        """
         if execution.run.state is not RunState.RUNNING:
             return
         # What the code has only now decided, replayed with what it did not know before, starts by itself.
@@ -368,7 +380,7 @@ class Partition:
         for decision in list(execution.run.decisions.values()):
             if execution.diverged is not None:
                 return
-            if not isinstance(decision, Step) or not decision.has_attempt or decision.number in begun:
+            if not isinstance(decision, Step) or not decision.runs_here or decision.number in begun:
                 continue
             if decision.state is StepState.STARTED:
                 error = ErrorInfo(
@@ -377,13 +389,14 @@ class Partition:
                 )
                 execution.take(StepFailed(number=decision.number, attempt=decision.attempt, error=error))
             else:
-                execution.effects += decision.begin(execution.run.run)
+                execution.effects += decision.begin(execution.run.workflow_id, execution.run.run)
 
-    def _outcome(self, execution: Execution, run_number: int, outcome: StepOutcome) -> None:
+    def _outcome(self, execution: Execution, run_number: int, outcome: StepOutcome) -> bool:
+        """Take what became of an attempt; False when nobody awaits it any more."""
         run = execution.run
         step = run.step(outcome.number)
         if run.run != run_number or step is None or not step.accepts(outcome.attempt):
-            return
+            return False
         if type(outcome) is StepStarted:
             # A blocked run has no code that could run the attempt: its start must not be used up.
             if step.state is StepState.OPEN and run.state is RunState.RUNNING:
@@ -392,16 +405,28 @@ class Partition:
             execution.take(replace(outcome, retry_at=instant(outcome.retry_at)))
         else:
             execution.take(outcome)
+        return True
+
+    def _reported(self, execution: Execution, report: ReportAttempt) -> None:
+        """An attempt on a queue has ended, says whoever ran it; late or again it has no effect."""
+        step = execution.run.step(report.number)
+        # Of an attempt that the owner runs itself only its own executor knows what became of it.
+        is_remote = step is not None and step.queue is not None
+        if not is_remote or not self._outcome(execution, report.run, outcome_of(report, self.at)):
+            self._late += 1
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
     def _command(self, execution: Execution, command: Command) -> Rejected | bytes | None:
-        """Apply a command: the JSON value of its answer, why it is refused, or None where nobody asks (timers)."""
+        """Apply a command: the value of its answer, why it is refused, or None where nobody asks."""
         run = execution.run
         body = command.body
         assert not isinstance(body, Query), "a query changes nothing: it is answered without the core"
         if isinstance(body, FireTimer):
             self._timer(execution, body)
+            return None
+        if isinstance(body, ReportAttempt):
+            self._reported(execution, body)
             return None
         if command.command_id in run.commands:
             return b"null" if not isinstance(body, CleanupWorkflow) else b"true"
@@ -534,8 +559,13 @@ def _deadline_error(run: Run) -> ErrorInfo:
 
 def _mark(run: Run) -> object:
     """What of a run its published status must follow at once: steps that follow each other change none of it."""
-    parked = None if run.open_attempts else tuple(run.decisions)
+    parked = None if run.open_attempts else [_waits(decision) for decision in run.decisions.values()]
     return (run.run, run.state, run.progress, parked)
+
+
+def _waits(decision: Decision) -> object:
+    """What makes one wait of a parked run differ from another: on a queue also which attempt it is."""
+    return (decision.number, decision.state, decision.attempt) if isinstance(decision, Step) else decision.number
 
 
 def _with_earlier(run: Run, applied: list[Applied]) -> list[Applied]:
@@ -568,26 +598,3 @@ def _reject(why: Rejected, item: Staged, answers: list[Answer], dead: list[DeadC
         error=ErrorInfo(type=why.type, message=why.message),
     )
     answers.append((command.workflow_id, SendReply(command.reply_to, reply)))
-
-
-def effects_since(turns: Iterable[Turn], first: int) -> tuple[Run, list[Effect]]:
-    """Fold a run's turns; the effects are those of turn `first` and later, for an owner that derives them again."""
-    run: Run | None = None
-    effects: list[Effect] = []
-    for turn in turns:
-        run = run or Run(workflow_id=turn.workflow_id)
-        due = run.fold(turn)
-        if turn.turn >= first:
-            effects += due
-            effects += [
-                reply
-                for applied in turn.commands
-                if applied.reply_to is not None
-                for reply in [_accepted(turn.workflow_id, applied.command_id, applied.reply_to)]
-            ]
-    assert run is not None
-    return run, effects
-
-
-def _accepted(workflow_id: str, command_id: str, reply_to: int) -> SendReply:
-    return SendReply(reply_to, Reply(command_id=command_id, workflow_id=workflow_id, accepted=True, value=b"null"))

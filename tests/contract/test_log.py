@@ -504,6 +504,63 @@ async def test_groups_of_two_apps_are_separate(place: Place) -> None:
     await two.becomes(0, 1, 2, 3)
 
 
+# ------------------------------------------------------------------------------------------------------ step queues
+
+
+@on_loop
+async def test_a_queue_has_a_group_of_its_own(place: Place) -> None:
+    log, other = await place.open(), await place.open()
+    owner = Assigned(await log.join("one"))
+    gpu = await log.join_queue("gpu", "one")
+    first = Assigned(gpu)
+    second = Assigned(await other.join_queue("cpu", "one"))
+    for member in (owner, first, second):
+        await member.becomes(0, 1, 2, 3)
+    with pytest.raises(InvalidArguments, match="running already"):
+        await other.join_queue("gpu", "one")
+    newcomer = Assigned(await other.join_queue("gpu", "two"))
+    await first.becomes(0, 1)
+    for partition in (2, 3):
+        await gpu.release(partition)
+    await newcomer.becomes(2, 3)
+    await gpu.leave()
+    await newcomer.becomes(0, 1, 2, 3)
+    assert owner.now == second.now == frozenset((0, 1, 2, 3))
+
+
+@on_loop
+async def test_what_a_queue_is_done_with_is_kept_for_its_group_and_never_goes_back(place: Place) -> None:
+    log, other = await place.open(), await place.open()
+    gpu, cpu = await log.join_queue("gpu", "one"), await log.join_queue("cpu", "one")
+    assert [await gpu.committed(partition) for partition in range(4)] == [0] * 4
+    await gpu.commit(2, 5)
+    await gpu.commit(2, 3)
+    assert (await gpu.committed(2), await gpu.committed(1), await cpu.committed(2)) == (5, 0, 0)
+    await gpu.leave()
+    assert await (await other.join_queue("gpu", "two")).committed(2) == 5
+    assert await log.published_offset(2) == 0
+
+
+@on_loop
+async def test_a_queue_of_another_app_is_another_queue(place: Place) -> None:
+    shop, billing = await place.open("shop"), await place.open("billing")
+    one, two = await shop.join_queue("gpu", "one"), await billing.join_queue("gpu", "one")
+    await shop.publish([Outgoing("steps.gpu", 0, b"k", b"task")])
+    await one.commit(0, 1)
+    assert await two.committed(0) == 0
+    assert await billing.read("steps.gpu", 0, 0) == []
+
+
+@pytest.mark.parametrize("queue", ["", "GPU", "a b", "é", "x" * 65])
+@on_loop
+async def test_a_queue_must_be_able_to_name_a_topic(place: Place, queue: str) -> None:
+    log = await place.open()
+    with pytest.raises(InvalidArguments, match="queue must match"):
+        await log.join_queue(queue, "one")
+    with pytest.raises(InvalidArguments, match="queue must match"):
+        await log.read(f"steps.{queue}", 0, 0)
+
+
 # ------------------------------------------------------------------------------------------------ opening and closing
 
 

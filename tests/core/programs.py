@@ -33,6 +33,11 @@ def one_step(s, args):
     return getattr(outcome, "result", b"failed")
 
 
+def on_a_queue(s, args):
+    _, outcome = yield {s.step("embed", b"[7]", queue="gpu")}
+    return getattr(outcome, "result", b"failed")
+
+
 def sleeps(s, args):
     yield {s.sleep(500)}
     return b"slept"

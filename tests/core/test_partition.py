@@ -1,6 +1,6 @@
 """One partition: commands and outcomes in, one turn per run and pass out, and every input takes effect once.
 
-More of it: test_partition_time.py, test_partition_ends.py, test_partition_blocked.py.
+More of it: test_partition_time.py, test_partition_ends.py, test_partition_blocked.py, test_partition_remote.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from streamflow.core.commands import (
     CancelWorkflow,
     CleanupWorkflow,
     Query,
+    ReportAttempt,
     StartWorkflow,
     TerminateWorkflow,
 )
@@ -35,7 +36,7 @@ from streamflow.core.events import (
     StepStarted,
     Turn,
 )
-from streamflow.core.partition import CLOCK_SKEW_MS_MAX, effects_since
+from streamflow.core.partition import CLOCK_SKEW_MS_MAX
 from tests.core.programs import (
     ENDED,
     RESTART,
@@ -44,6 +45,7 @@ from tests.core.programs import (
     TO_A_RUN,
     closed,
     endless_on_go,
+    on_a_queue,
     one_step,
     sleeps,
     slept,
@@ -458,23 +460,23 @@ def test_only_the_last_turn_of_a_pass_moves_the_consumed_offset():
     assert world.history[-1].consumed == 3
 
 
-# -- deriving effects again --------------------------------------------------------------------------------------------
+# -- steps on a queue ------------------------------------------------------------------------------------------------
 
 
-def test_effects_are_derived_again_from_a_turn_on():
-    world = World(work=sleeps)
-    world.start(id="start")
-    first = world.of(SetTimer)
-    world.send(SIGNAL, id="signal")
-    world.send(CancelWorkflow(), id="cancel", reply_to=None)
-    world.decide()
-    again = world.of(DropTimer)
-    run, effects = effects_since(world.turns("w"), 1)
-    assert run == world.run()
-    assert [each for each in effects if isinstance(each, SetTimer | DropTimer)] == first + again
-    assert [each.reply.command_id for each in effects if isinstance(each, SendReply)] == ["start", "signal"]
-    _, effects = effects_since(world.turns("w"), 2)
-    assert [each for each in effects if not isinstance(each, SendReply)] == again
+@pytest.mark.parametrize("field", ["run", "number", "attempt"])
+def test_an_outcome_that_nobody_awaits_is_counted_and_dropped(field):
+    world = World(work=on_a_queue, local=one_step)
+    world.start()
+    late = ReportAttempt(**{"run": 1, "number": 0, "attempt": 1, "result": b"5"} | {field: 9})
+    for to in ("w", "nobody"):
+        world.send(late, to, reply_to=None)
+    decided = world.decide_only()
+    assert (decided.turns, decided.dead, decided.answers, decided.late) == ([], [], [], 2)
+    world.start("local", "x")
+    world.send(ReportAttempt(run=1, number=0, attempt=1, result=b"5"), "x", reply_to=None)
+    assert world.decide_only().late == 1, "what runs here is not for others to end"
+    world.send(ReportAttempt(run=1, number=0, attempt=1), reply_to=None)
+    assert kinds(world.decide()) == ["StepCompleted", "RunCompleted"]
 
 
 def test_a_turn_is_numbered_within_its_id_and_carries_its_term():
