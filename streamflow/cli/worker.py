@@ -24,6 +24,7 @@ import click
 from streamflow.cli.apps import load_app
 from streamflow.cli.output import Output
 from streamflow.cli.session import json_option, url_option
+from streamflow.ids import check_queue
 
 if TYPE_CHECKING:
     from streamflow import App
@@ -46,6 +47,7 @@ _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31
     "queues",
     metavar="Q",
     multiple=True,
+    callback=lambda context, parameter, names: _queue_names(names),
     help="Run the steps of this queue, and nothing else: no partitions are owned. May be given several times.",
 )
 @click.option(
@@ -103,6 +105,13 @@ def worker(
             create=not no_create_topics,
         )
     )
+
+
+def _queue_names(names: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return tuple(check_queue(name) for name in names)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _tune_collector() -> None:
