@@ -18,8 +18,16 @@ from typing import Final
 
 from streamflow.errors import CorruptLog, InvalidArguments
 from streamflow.ids import check_id
-from streamflow.logs.base import COMMANDS, HISTORY, TOPICS, Outgoing, Record
-from streamflow.logs.checks import check_append, check_partition, check_publish, check_size, check_topic, closed
+from streamflow.logs.base import COMMANDS, HISTORY, TOPICS, Outgoing, Record, steps_topic
+from streamflow.logs.checks import (
+    check_append,
+    check_partition,
+    check_publish,
+    check_queue,
+    check_size,
+    check_topic,
+    closed,
+)
 from streamflow.logs.kafka_following import Following
 from streamflow.logs.kafka_membership import KafkaMembership
 from streamflow.logs.kafka_offsets import PublishedOffsets
@@ -201,10 +209,24 @@ class KafkaLog:
         self._check_open()
         check_id(owner, what="owner")
         await self.verify()
+        return await self._join(COMMANDS, self._app, owner, instance)
+
+    async def join_queue(self, queue: str, owner: str) -> KafkaMembership:
+        topic = steps_topic(check_queue(queue))
+        check_id(owner, what="owner")
+        await self.verify()
+        if not await self._is_there(topic, 0):
+            raise InvalidArguments(
+                f"{self.url}: there is no topic {self._topics.name(topic)}, and this worker may not make it: have it "
+                f"made with {self._partitions} partitions, or start without --no-create-topics"
+            )
+        return await self._join(topic, self._topics.name(topic), owner, None)
+
+    async def _join(self, topic: str, group: str, owner: str, instance: str | None) -> KafkaMembership:
         member = await KafkaMembership.join(
             self._url,
-            topic=self._topics.name(COMMANDS),
-            group=self._app,
+            topic=self._topics.name(topic),
+            group=group,
             owner=owner,
             instance=instance,
             note=self._found[HISTORY].id,

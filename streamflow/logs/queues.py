@@ -21,6 +21,9 @@ class CommittingMembership:
     def assignments(self) -> AsyncIterator[frozenset[int]]:
         return self._membership.assignments()
 
+    async def confirm(self, partition: int, consumed: int | None = None) -> bool:
+        return await self._membership.confirm(partition, consumed)
+
     async def release(self, partition: int) -> None:
         await self._membership.release(partition)
 
