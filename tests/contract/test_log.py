@@ -1,37 +1,14 @@
-"""What every log promises (streamflow/logs/base.py), run against each adapter. A new adapter is one more `make_…`."""
+"""What every log promises (streamflow/logs/base.py), run against each adapter. Step queues: test_step_queues.py."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from pathlib import Path
 
 import pytest
 
 from streamflow.errors import Fenced, InvalidArguments, PayloadTooLarge, Unavailable
 from streamflow.logs.base import COMMANDS, HISTORY, REPLIES, STATUS, TIMERS, Log, Outgoing, Record
-from tests.logs.support import Assigned, KafkaPlace, Place, on_loop, sqlite_url, take
-
-_numbers = itertools.count()
-
-
-def make_memory(path: Path) -> Place:
-    return Place(f"memory://contract-{next(_numbers)}")
-
-
-def make_sqlite(path: Path) -> Place:
-    return Place(sqlite_url(path / "log.db"))
-
-
-@pytest.fixture(params=["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    match request.param:
-        case "memory":
-            return make_memory(tmp_path)
-        case "sqlite":
-            return make_sqlite(tmp_path)
-        case _:
-            return KafkaPlace(request.getfixturevalue("kafka"))
+from tests.logs.support import Assigned, Place, on_loop, take
 
 
 def numbered(count: int, start: int = 0) -> list[tuple[bytes, bytes]]:
@@ -502,78 +479,6 @@ async def test_groups_of_two_apps_are_separate(place: Place) -> None:
     one, two = Assigned(await shop.join("one")), Assigned(await billing.join("one"))
     await one.becomes(0, 1, 2, 3)
     await two.becomes(0, 1, 2, 3)
-
-
-# ------------------------------------------------------------------------------------------------------ step queues
-
-
-@on_loop
-async def test_a_queue_has_a_group_of_its_own(place: Place) -> None:
-    log, other = await place.open(), await place.open()
-    owner = Assigned(await log.join("one"))
-    gpu = await log.join_queue("gpu", "one")
-    first = Assigned(gpu)
-    second = Assigned(await other.join_queue("cpu", "one"))
-    for member in (owner, first, second):
-        await member.becomes(0, 1, 2, 3)
-    newcomer = Assigned(await other.join_queue("gpu", "two"))
-    await first.has(2)
-    given = frozenset(range(4)) - (first.now or frozenset())
-    for partition in given:
-        await gpu.release(partition)
-    await newcomer.becomes(*given)
-    await gpu.leave()
-    await newcomer.becomes(0, 1, 2, 3)
-    assert owner.now == second.now == frozenset(range(4))
-
-
-@on_loop
-async def test_a_name_is_taken_in_its_queue_alone(place: Place) -> None:
-    if not place.knows_names:
-        return  # as above
-    log, other = await place.open(), await place.open()
-    await log.join_queue("gpu", "one")
-    with pytest.raises(InvalidArguments, match="running already"):
-        await other.join_queue("gpu", "one")
-    await other.join_queue("cpu", "one")
-
-
-@on_loop
-async def test_what_a_queue_is_done_with_is_kept_for_its_group_and_never_goes_back(place: Place) -> None:
-    log, other = await place.open(), await place.open()
-    gpu, cpu = await log.join_queue("gpu", "one"), await log.join_queue("cpu", "one")
-    assert [await gpu.committed(partition) for partition in range(4)] == [0] * 4
-    await Assigned(gpu).becomes(0, 1, 2, 3)
-    await gpu.commit(2, 5)
-    await gpu.commit(2, 3)
-    assert (await gpu.committed(2), await gpu.committed(1), await cpu.committed(2)) == (5, 0, 0)
-    await gpu.leave()
-    successor = await other.join_queue("gpu", "two")
-    await Assigned(successor).becomes(0, 1, 2, 3)
-    assert await successor.committed(2) == 5
-    await successor.commit(2, 7)
-    assert (await successor.committed(2), await log.published_offset(2)) == (7, 0)
-
-
-@on_loop
-async def test_a_queue_of_another_app_is_another_queue(place: Place) -> None:
-    shop, billing = await place.open("shop"), await place.open("billing")
-    one, two = await shop.join_queue("gpu", "one"), await billing.join_queue("gpu", "one")
-    await shop.publish([Outgoing("steps.gpu", 0, b"k", b"task")])
-    await Assigned(one).becomes(0, 1, 2, 3)
-    await one.commit(0, 1)
-    assert await two.committed(0) == 0
-    assert await billing.read("steps.gpu", 0, 0) == []
-
-
-@pytest.mark.parametrize("queue", ["", "GPU", "a b", "é", "x" * 65])
-@on_loop
-async def test_a_queue_must_be_able_to_name_a_topic(place: Place, queue: str) -> None:
-    log = await place.open()
-    with pytest.raises(InvalidArguments, match="queue must match"):
-        await log.join_queue(queue, "one")
-    with pytest.raises(InvalidArguments, match="queue must match"):
-        await log.read(f"steps.{queue}", 0, 0)
 
 
 # ------------------------------------------------------------------------------------------------ opening and closing
