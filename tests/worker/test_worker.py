@@ -543,7 +543,7 @@ def test_a_worker_with_nothing_to_do_is_refused(memory: str):
 def test_a_worker_that_cannot_join_leaves_its_queues(memory: str, monkeypatch: pytest.MonkeyPatch):
     app, _ = a_queued_app()
 
-    async def away(owner: str) -> None:
+    async def away(owner: str, *, instance: str | None = None) -> None:
         raise Unavailable("the log is away")
 
     async def test():
