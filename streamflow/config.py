@@ -39,6 +39,13 @@ class Limits(Struct, frozen=True, kw_only=True):
     steps_waiting_max: int = 20_000
     """Attempts that wait for a free slot per worker; above it the worker takes no new commands."""
 
+    queue_read_max: int = 16
+    """Attempts read at once from a partition of a step queue: each may be a megabyte, and there are few slots."""
+
+    queue_window_max: int = 256
+    """Attempts taken from a partition of a step queue beyond the oldest that still runs: so many are run again at most
+    when the worker dies, and so many run beside one that takes very long."""
+
     step_threads_max: int = 64
     """Threads for plain `def` steps: they mostly wait for IO, and each costs a stack."""
 

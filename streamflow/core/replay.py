@@ -27,11 +27,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeAlias, assert_never
 
-from streamflow.core.effects import CancelAttempt, DropTimer, Effect, RecordStart, SetTimer, StartAttempt
+from streamflow.core.effects import (
+    CancelAttempt,
+    DispatchAttempt,
+    DropTimer,
+    Effect,
+    RecordStart,
+    SetTimer,
+    StartAttempt,
+)
 from streamflow.core.events import (
     CancelRequested,
     Event,
     ProgressSet,
+    RemoteCall,
     RetentionSet,
     RunCancelled,
     RunCompleted,
@@ -89,7 +98,15 @@ class Decisions(Protocol):
     """What workflow code may ask of the engine, while it is drained."""
 
     def step(
-        self, name: str, args: bytes, *, start_at: int | None, queue: str | None, at_most_once: bool, check_args: bool
+        self,
+        name: str,
+        args: bytes,
+        *,
+        start_at: int | None,
+        queue: str | None,
+        at_most_once: bool,
+        check_args: bool,
+        remote: RemoteCall | None = None,
     ) -> int:
         """Schedule a step; the number under which its outcome will come."""
 
@@ -228,7 +245,15 @@ class Execution:
     # -- from the code, while it is drained --------------------------------------------------------------------------
 
     def step(
-        self, name: str, args: bytes, *, start_at: int | None, queue: str | None, at_most_once: bool, check_args: bool
+        self,
+        name: str,
+        args: bytes,
+        *,
+        start_at: int | None,
+        queue: str | None,
+        at_most_once: bool,
+        check_args: bool,
+        remote: RemoteCall | None = None,
     ) -> int:
         """Schedule a step, or find the recorded one; its arguments must then be the recorded ones."""
         if self._is_over():
@@ -244,6 +269,7 @@ class Execution:
                 start_at=None if start_at is None else instant(start_at),
                 queue=queue,
                 at_most_once=at_most_once,
+                remote=remote,
             )
             self.emit(event)
             return number
@@ -441,6 +467,8 @@ def _without_pairs(effects: list[Effect]) -> list[Effect]:
                 begun[record.key] = place
             case StartAttempt(run=run, number=number) | RecordStart(run=run, number=number):
                 begun[run, number] = place
+            case DispatchAttempt(task=task):
+                begun[task.run, task.number] = place
             case DropTimer(timer=record) if record.key in begun:
                 del left[begun.pop(record.key)], left[place]
             case CancelAttempt(run=run, number=number) if (run, number) in begun:

@@ -11,6 +11,8 @@ What every adapter promises (tests/contract/test_log.py runs against each):
   way. Appends of several partitions that wait at the same time share one transaction where the log has them.
 - **Membership is never the fence.** The group only says who should try to own what; two members may believe that they
   own one partition, and the fence decides.
+- **A step queue has a group of its own**, whose members share the partitions of its topic and keep there how far each
+  is done with; nothing fences them, since an attempt that two of them run counts once.
 """
 
 from __future__ import annotations
@@ -29,6 +31,14 @@ DEAD_LETTERS: Final = "dead-letters"
 TOPICS: Final = (COMMANDS, HISTORY, TIMERS, STATUS, REPLIES, DEAD_LETTERS)
 COMPACTED: Final = frozenset({TIMERS, STATUS})
 """Topics that keep the newest record of each key; older ones may vanish, offsets stay. They are never trimmed."""
+
+STEPS_PREFIX: Final = "steps."
+"""Topics `steps.<queue>` come into being with their first record, reader or member."""
+
+
+def steps_topic(queue: str) -> str:
+    """The topic (without the app's prefix) of a step queue."""
+    return STEPS_PREFIX + queue
 
 
 class Record(NamedTuple):
@@ -158,6 +168,13 @@ class Log(Protocol):
         """Raise `CorruptLog` when the topics are not the ones that were opened: deleted, and perhaps made anew."""
         ...
 
+    async def join_queue(self, queue: str, owner: str) -> QueueMembership:
+        """Become a member of the group that serves the topic `steps.<queue>`, apart from the app's own group.
+
+        A name that a living member of that group has is `InvalidArguments`. The topic is made if it is missing.
+        """
+        ...
+
     async def close(self) -> None:
         """Finish what was handed over (append, publish), leave, free everything. Idempotent."""
         ...
@@ -189,4 +206,20 @@ class Membership(Protocol):
 
     async def leave(self) -> None:
         """Release everything and leave the group at once. Idempotent."""
+        ...
+
+
+class QueueMembership(Membership, Protocol):
+    """A step worker's place in the group of one queue, and how far that group is done with the queue's partitions."""
+
+    async def committed(self, partition: int) -> int:
+        """The offset to go on from: the highest that any member committed, 0 at first."""
+        ...
+
+    async def commit(self, partition: int, offset: int) -> None:
+        """Every record below `offset` is done with. It never goes back.
+
+        Raises `Unavailable`, and also where the partition is this member's no more (Kafka): then nothing changed, and
+        whoever has it does the records in between again.
+        """
         ...

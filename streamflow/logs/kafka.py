@@ -18,11 +18,12 @@ from typing import Final
 
 from streamflow.errors import CorruptLog, InvalidArguments
 from streamflow.ids import check_id
-from streamflow.logs.base import COMMANDS, HISTORY, TOPICS, Outgoing, Record
+from streamflow.logs.base import COMMANDS, HISTORY, TOPICS, Outgoing, Record, steps_topic
 from streamflow.logs.checks import (
     check_append,
     check_partition,
     check_publish,
+    check_queue,
     check_size,
     check_topic,
     check_trim,
@@ -221,7 +222,21 @@ class KafkaLog:
         self._check_open()
         check_id(owner, what="owner")
         await self.verify()
-        group = Group(self._url, self._app, self._topics.name(COMMANDS), self._partitions, note=self._found[HISTORY].id)
+        return await self._join(COMMANDS, self._app, owner, instance, note=self._found[HISTORY].id)
+
+    async def join_queue(self, queue: str, owner: str) -> KafkaMembership:
+        topic = steps_topic(check_queue(queue))
+        check_id(owner, what="owner")
+        await self.verify()
+        if not await self._is_there(topic, 0):
+            raise InvalidArguments(
+                f"{self.url}: there is no topic {self._topics.name(topic)}, and this worker may not make it: have it "
+                f"made with {self._partitions} partitions, or start without --no-create-topics"
+            )
+        return await self._join(topic, self._topics.name(topic), owner, None, note="")
+
+    async def _join(self, topic: str, name: str, owner: str, instance: str | None, *, note: str) -> KafkaMembership:
+        group = Group(self._url, name, self._topics.name(topic), self._partitions, note)
         member = await KafkaMembership.join(group, owner, instance)
         self._members.append(member)
         return member

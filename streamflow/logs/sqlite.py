@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Final
 
 from streamflow.errors import Unavailable
-from streamflow.logs.base import COMPACTED, HISTORY, Outgoing, Record
+from streamflow.logs.base import COMPACTED, HISTORY, Outgoing, Record, steps_topic
 from streamflow.logs.checks import (
     check_append,
     check_partition,
     check_publish,
+    check_queue,
     check_size,
     check_topic,
     check_trim,
@@ -31,6 +32,7 @@ from streamflow.logs.checks import (
     fenced_behind,
 )
 from streamflow.logs.open import LocalUrl
+from streamflow.logs.queues import CommittingMembership
 from streamflow.logs.sqlite_file import OFFSET_BITS, OFFSET_MASK, AppRow, connect, limit_size, stream_of, translate
 from streamflow.logs.sqlite_membership import SqliteMembership, join
 from streamflow.logs.sqlite_trimming import mark, trim
@@ -289,7 +291,10 @@ class SqliteLog:
 
     async def published_offset(self, partition: int) -> int:
         check_partition(partition, self.partitions)
-        found = self._select("SELECT below FROM published WHERE stream=?", stream_of(self._history, partition))
+        return self._below(stream_of(self._history, partition))
+
+    def _below(self, stream: int) -> int:
+        found = self._select("SELECT below FROM published WHERE stream=?", stream)
         return found[0][0] if found else 0
 
     async def start_offset(self, topic: str, partition: int) -> int:
@@ -376,12 +381,8 @@ class SqliteLog:
         self._submit(Write(done, errand=errand))  # type: ignore[arg-type]  # it settles futures of any result
         return done
 
-    # --- following
-
-    async def follow(
-        self, topic: str, partition: int, offset: int, *, limit: int = 1000
-    ) -> AsyncIterator[list[Record]]:
-        """See the port. Ends when the log is closed."""
+    async def _made_stream(self, topic: str, partition: int) -> int:
+        """The stream's number, of a topic that is made if it is missing."""
         stream = self._stream(topic, partition)
         if stream is None:
             done: asyncio.Future[None] = self._loop.create_future()
@@ -389,6 +390,15 @@ class SqliteLog:
             await done
             stream = self._stream(topic, partition)
             assert stream is not None
+        return stream
+
+    # --- following
+
+    async def follow(
+        self, topic: str, partition: int, offset: int, *, limit: int = 1000
+    ) -> AsyncIterator[list[Record]]:
+        """See the port. Ends when the log is closed."""
+        stream = await self._made_stream(topic, partition)
         # Who waits below the start would look as if it lagged, for ever if nothing comes.
         offset = max(offset, self._bounds(topic, partition)[0])
         followed = self._start_following(stream)
@@ -485,8 +495,28 @@ class SqliteLog:
     # --- membership and the end
 
     async def join(self, owner: str, *, instance: str | None = None) -> SqliteMembership:
+        return await self._join(self._app, owner)
+
+    async def join_queue(self, queue: str, owner: str) -> CommittingMembership:
+        topic = steps_topic(check_queue(queue))
+
+        async def committed(partition: int) -> int:
+            return self._below(await self._made_stream(topic, partition))
+
+        async def commit(partition: int, offset: int) -> None:
+            done: asyncio.Future[None] = self._loop.create_future()
+            write = Write(done)
+            write.rows += (PUBLISHED, await self._made_stream(topic, partition), offset, None, None)
+            self._submit(write)
+            await done
+
+        await self._made_stream(topic, 0)
+        # No app's name has a plus sign: the group is nobody else's.
+        return CommittingMembership(await self._join(f"{self._app}+{topic}", owner), committed, commit)
+
+    async def _join(self, group: str, owner: str) -> SqliteMembership:
         self._check_open()
-        membership = await join(self._url, self._path, self._app, self._row, owner)
+        membership = await join(self._url, self._path, group, self._row, owner)
         self._members.append(membership)
         return membership
 

@@ -9,9 +9,11 @@ Tables. A *stream* is one partition of one topic of one app: `topic id << 8 | pa
                  records never makes one come twice
     records      id = stream << 40 | offset: a partition lies together and in order, and reading it is one range scan
     latest       the same for compacted topics, with the newest record of each key
-    published    per history stream how far everything derived from it is published
+    published    per history stream how far everything derived from it is published; per stream of a step queue how far
+                 its records are done with
     marks        per stream where its end was at some instants: how old its records are at least
-    owners       which member holds which partition (the members themselves are lock files, see sqlite_membership)
+    owners       which member holds which partition of a group: `app`, or `app+steps.queue` (the members themselves are
+                 lock files, see sqlite_membership)
 
 2^40 offsets at the smallest record fill SQLite's largest file; 2^15 topics of 2^8 partitions fill the rest of the id.
 """

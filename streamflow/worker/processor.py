@@ -30,6 +30,7 @@ from msgspec import Struct
 from streamflow.codec.avro import decode_history, encode_history
 from streamflow.codec.turns import event_size
 from streamflow.config import RECORD_BYTES_MAX, Limits
+from streamflow.core.derive import effects_since
 from streamflow.core.effects import (
     CancelAttempt,
     Effect,
@@ -39,13 +40,14 @@ from streamflow.core.effects import (
     StatusRecord,
 )
 from streamflow.core.events import Claim, RunBlocked, RunSnapshot, StepStarted, Turn
+from streamflow.core.inputs import CodeFactory
 from streamflow.core.machines.run import RunState
-from streamflow.core.partition import CodeFactory, Decided, DecidedTurn, Partition, effects_since
+from streamflow.core.partition import Decided, DecidedTurn, Partition
 from streamflow.core.reading import split, split_snapshot
 from streamflow.errors import Fenced, Unavailable
 from streamflow.ids import ID_BYTES_MAX
 from streamflow.logs.base import COMMANDS, HISTORY, Log, Outgoing
-from streamflow.metrics import RUNS_BLOCKED
+from streamflow.metrics import LATE_OUTCOMES, RUNS_BLOCKED
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
 from streamflow.worker.executor import Attempt, AttemptOutcome, Executor
@@ -364,6 +366,8 @@ class Processor:
     def _hand_over(self, decided: Decided) -> None:
         answers, self._answers = self._answers, []
         answers += map(self.intake.bury, decided.dead)
+        if decided.late:
+            LATE_OUTCOMES.inc(decided.late)
         for workflow_id, effect in decided.answers:
             answers += outgoing((effect,), self.partition, workflow_id, self.log.partitions)
             self._perform_local(workflow_id, (effect,))  # only attempts that run again: their turns are long durable

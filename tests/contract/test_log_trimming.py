@@ -8,11 +8,8 @@ import pytest
 
 from streamflow.errors import Fenced, InvalidArguments
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS, Outgoing, Record
-from tests.contract import test_log
 from tests.contract.test_log import numbered, values
 from tests.logs.support import Place, on_loop, take
-
-place = test_log.place
 
 
 @pytest.mark.parametrize("topic", [HISTORY, COMMANDS, REPLIES, DEAD_LETTERS, "steps.gpu"])

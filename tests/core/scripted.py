@@ -22,8 +22,9 @@ from streamflow.core.events import (
     StepScheduled,
     Turn,
 )
+from streamflow.core.inputs import CodeFactory, StepOutcome
 from streamflow.core.machines.run import Run
-from streamflow.core.partition import CodeFactory, Decided, DecidedTurn, Partition, StepOutcome
+from streamflow.core.partition import Decided, DecidedTurn, Partition
 from streamflow.core.replay import Decisions, Diverged, Outcome
 from streamflow.errors import ErrorInfo, NonDeterminismError
 

@@ -12,7 +12,6 @@ from streamflow.core.commands import CancelWorkflow, CleanupWorkflow, SignalWork
 from streamflow.core.effects import (
     CancelAttempt,
     DropTimer,
-    SendReply,
     SetTimer,
     StartAttempt,
     TimerRecord,
@@ -23,7 +22,7 @@ from streamflow.core.events import (
     StepCompleted,
 )
 from streamflow.core.machines.run import Run
-from streamflow.core.partition import COMMANDS_REMEMBERED_MAX, effects_since
+from streamflow.core.partition import COMMANDS_REMEMBERED_MAX
 from tests.core.programs import (
     RESTART,
     SIGNAL,
@@ -304,22 +303,7 @@ def test_a_cancel_that_comes_before_the_outcome_in_one_pass_goes_first():
     assert kinds(world.decide()) == ["CancelRequested", "RunCancelled"]
 
 
-# -- deriving effects again --------------------------------------------------------------------------------------------
-
-
-def test_deriving_again_answers_only_the_commands_of_the_current_run():
-    world = World(work=one_step)
-    world.start(id="first")
-    world.send(TerminateWorkflow())
-    world.decide()
-    world.start(id="again", if_exists="restart")
-    _, effects = effects_since(world.turns("w"), 1)
-    assert [each.reply.command_id for each in effects if isinstance(each, SendReply)] == ["again"]
-
-
-def test_without_turns_there_is_nothing_to_derive():
-    with pytest.raises(AssertionError):
-        effects_since([], 1)
+# -- consuming --------------------------------------------------------------------------------------------------------
 
 
 def test_a_pass_without_turns_consumes_too():

@@ -9,12 +9,14 @@ import pytest
 from streamflow.core.commands import CancelWorkflow, SignalWorkflow, TerminateWorkflow
 from streamflow.core.effects import (
     CancelAttempt,
+    DispatchAttempt,
     DropTimer,
     Effect,
     PublishStatus,
     RecordStart,
     SetTimer,
     StartAttempt,
+    StepTask,
     TimerRecord,
 )
 from streamflow.core.events import (
@@ -525,6 +527,9 @@ def test_a_fingerprint_tells_arguments_apart_in_64_bits():
 # -- effects of one turn that cancel out -------------------------------------------------------------------------------
 
 TIMER = TimerRecord(workflow_id="w", kind="sleep", run=1, number=0, attempt=0, fire_at=5)
+TASK = StepTask(
+    workflow_id="w", run=1, number=3, attempt=2, workflow="work", step="s", name="s", args=b"[]", scheduled_at=0
+)
 PAIRS: dict[str, tuple[list[Effect], list[int]]] = {
     "nothing was given up": ([SetTimer(TIMER), StartAttempt(1, 0, 1)], [0, 1]),
     "a timer set and dropped": ([SetTimer(TIMER), StartAttempt(1, 1, 1), DropTimer(TIMER)], [1]),
@@ -537,6 +542,7 @@ PAIRS: dict[str, tuple[list[Effect], list[int]]] = {
         [CancelAttempt(1, 0), StartAttempt(2, 0, 1)],
         [0, 1],
     ),
+    "an attempt put on a queue and cancelled": ([DispatchAttempt("gpu", TASK), CancelAttempt(1, 3)], []),
     "another step's": ([StartAttempt(1, 3, 2), CancelAttempt(1, 4)], [0, 1]),
     "others are not touched": ([PublishStatus(None), DropTimer(TIMER)], [0, 1]),
 }

@@ -23,7 +23,7 @@ from streamflow.config import Limits
 from streamflow.core.commands import Body, Command, FireTimer, SignalWorkflow, StartWorkflow
 from streamflow.core.effects import DeadLetter, Reply, TimerRecord
 from streamflow.core.events import HistoryRecord, StepAttemptFailed, StepCompleted, StepFailed, Turn
-from streamflow.core.partition import CodeFactory
+from streamflow.core.inputs import CodeFactory
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS, Log, Outgoing, Record
 from streamflow.logs.open import open_log
 from streamflow.store.base import Store

@@ -201,16 +201,16 @@ def _decided(run: Run, decision: Decision) -> None:
 def _step_scheduled(run: Run, event: StepScheduled, at: int) -> list[Effect]:
     decision, effects = step.create(event, run.workflow_id, run.run, at)
     _decided(run, decision)
-    run.open_attempts += decision.has_attempt
+    run.open_attempts += decision.runs_here
     return effects
 
 
 def _step_changed(run: Run, event: StepEvent, at: int) -> list[Effect]:
     decision = _decision(run, event, step.Step)
-    run.open_attempts -= decision.has_attempt
+    run.open_attempts -= decision.runs_here
     effects = step.evolve(decision, event, run.workflow_id, run.run)
     if decision.is_open:
-        run.open_attempts += decision.has_attempt
+        run.open_attempts += decision.runs_here
     else:
         del run.decisions[event.number]
     return effects

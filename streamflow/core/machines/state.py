@@ -87,7 +87,10 @@ WAITING_ON_MAX: Final = 10
 
 
 class RunRecord(Struct):
-    """What is known of one run. `turn` is the number of its last turn; `first_turn` the one in which it was created."""
+    """What is known of one run. `turn` is the number of its last turn; `first_turn` the one in which it was created.
+
+    `open_attempts` counts those that the owner runs itself: a run without any may leave memory.
+    """
 
     workflow_id: str
     state: RunState = RunState.NONE
