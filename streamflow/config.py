@@ -68,8 +68,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Runs copied forward in one append: a few milliseconds, so that turns need not wait for a trim."""
 
     trim_seconds: float = 600.0
-    """How often an owner trims the topics that are trimmed by age, on a local log also how exactly; and how long a
-    history that hardly grows may hold what runs have left behind."""
+    """How often an owner trims the topics that are trimmed by age (a step worker its queue), on a local log also how
+    exactly; and how long a history that hardly grows may hold what runs have left behind."""
 
     commands_kept_seconds: float = 7 * 86_400.0
     """How long consumed commands stay in the log, to see what was asked. Those not consumed stay until they are."""
@@ -79,6 +79,9 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     dead_letters_kept_seconds: float = 28 * 86_400.0
     """How long what could not be applied stays, for somebody to look at it."""
+
+    attempts_kept_seconds: float = 86_400.0
+    """How long attempts that are done with stay on the topic of their queue, to see what was asked."""
 
     request_seconds: float = 30.0
     """How long a client waits for the answer to a command before it raises `Unavailable`."""

@@ -50,6 +50,7 @@ from streamflow.logs.base import COMMANDS, HISTORY, Log, Outgoing
 from streamflow.metrics import LATE_OUTCOMES, RUNS_BLOCKED
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
+from streamflow.worker.ending import end, error_of
 from streamflow.worker.executor import Attempt, AttemptOutcome, Executor
 from streamflow.worker.intake import Intake
 from streamflow.worker.outbox import outgoing
@@ -137,6 +138,7 @@ class Processor:
         self._publishes = 0
         self._outgoing_in_flight = 0
         self._unpublished = 0
+        self.published = 0  # everything derived from the history below is published
         self._staged = 0
         self._unacknowledged: dict[str, list[Turn]] = {}
         self._answers: list[Outgoing] = []
@@ -155,7 +157,7 @@ class Processor:
             trimming.add_done_callback(self._trimming_ended)
             if await self._until(stopping, self._recover_and_consume(), name="commands"):
                 raise Unavailable(f"partition {self.partition}: {self.log.app}.{COMMANDS} ended: the log was closed")
-            await _end(trimming)
+            await end(trimming)
             await self._finish()
         finally:
             self.status = ProcessorState.STOPPED
@@ -163,7 +165,7 @@ class Processor:
             self.core.close()
             if self._failed.done():
                 self._failed.exception()
-            await _end(*(task for task in (stopping, trimming) if task is not None))
+            await end(*(task for task in (stopping, trimming) if task is not None))
 
     async def _until(self, stopping: asyncio.Task[Any], work: Coroutine[Any, Any, None], *, name: str) -> bool:
         """Do the work until it ends (True), the processor is to stop (False), or something fails."""
@@ -176,7 +178,7 @@ class Processor:
                 working.result()
             return working.done()
         finally:
-            await _end(working)
+            await end(working)
 
     def stop(self) -> None:
         """Ask the processor to finish what is under way and stop."""
@@ -217,7 +219,7 @@ class Processor:
 
     async def _publish_again(self) -> None:
         """Derive again what the last owner may not have published."""
-        offset = await self.log.published_offset(self.partition)
+        offset = self.published = await self.log.published_offset(self.partition)
         offset = max(offset, await self.log.start_offset(HISTORY, self.partition))
         first_turns: dict[str, int] = {}
         while offset < self._next_offset:
@@ -238,6 +240,7 @@ class Processor:
                 await self.log.publish(pending)
                 pending = []
         await self.log.publish(pending, published=(self.partition, self._next_offset))
+        self.published = self._next_offset
 
     def _derived(self, workflow_id: str, first: int) -> list[Outgoing]:
         turns = self.state.turns(workflow_id)
@@ -276,7 +279,7 @@ class Processor:
                     self._idle.clear()
                     waiter = self._loop.create_task(self._idle.wait())
                     await asyncio.wait((waiter, self._failed), return_when=asyncio.FIRST_COMPLETED)
-                    await _end(waiter)
+                    await end(waiter)
         except TimeoutError:
             log_.warning("partition %d: stopped with appends still under way; they are read back later", self.partition)
 
@@ -463,7 +466,7 @@ class Processor:
 
     def _acknowledged(self, future: asyncio.Future[int]) -> None:
         """An append is durable: apply it to the store, then perform its effects. Futures come in order of appends."""
-        if (error := _error_of(future)) is not None:
+        if (error := error_of(future)) is not None:
             self._fail(error)
             return
         if self._failed.done() or self.status is ProcessorState.STOPPED:
@@ -541,18 +544,30 @@ class Processor:
             self._unpublished = 0
         elif not records:
             return
+        self._send(records, published)
+
+    def publish_offset(self) -> None:
+        """Say how far all is published, without waiting for something to publish; nothing may be under way."""
+        if self._failed.done():
+            raise Unavailable(f"partition {self.partition} has failed, and begins anew")
+        self._unpublished = 0
+        self._send([], self.state.applied_offset)
+
+    def _send(self, records: list[Outgoing], published: int | None) -> None:
         upto = None if published is None else (self.partition, published)
         future = self.log.publish(records, published=upto)
         self._publishes += 1
         self._outgoing_in_flight += len(records)
-        future.add_done_callback(partial(self._published, len(records)))
+        future.add_done_callback(partial(self._sent, len(records), published))
 
-    def _published(self, records: int, future: asyncio.Future[None]) -> None:
+    def _sent(self, records: int, published: int | None, future: asyncio.Future[None]) -> None:
         self._publishes -= 1
         self._outgoing_in_flight -= records
-        if (error := _error_of(future)) is not None:
+        if (error := error_of(future)) is not None:
             self._fail(error)
-            return
+        if self._failed.done():
+            return  # what this one held is published; what one before it held may not be
+        self.published = max(self.published, published or 0)
         self.trimmer.moved(self.state.applied_offset)
         if not self._is_full():
             self._room.set()
@@ -581,16 +596,3 @@ def _published_status(effects: list[Effect]) -> StatusRecord | None:
         if type(effect) is PublishStatus:
             return effect.status
     return None
-
-
-def _error_of(future: asyncio.Future[Any]) -> BaseException | None:
-    return Unavailable("the log was closed with writes under way") if future.cancelled() else future.exception()
-
-
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not report it as lost

@@ -9,6 +9,7 @@ Rules of this file:
   which everything is done with; who takes the partition over reads from there, and runs again what had no answer.
 - Every attempt is thus run at least once. One that is run twice counts once: the run's owner takes the first answer.
 - Nothing of a record is trusted. What is no attempt goes to the dead letters, and the partition goes on.
+- What is committed and old enough is deleted from the topic, every so often while there is something to commit.
 - What is not taken stays on the topic: a reader takes no more than there are slots, and no more than a window ahead
   of what is committed, so that a take-over repeats a bounded number of attempts.
 """
@@ -30,6 +31,7 @@ from streamflow.errors import CorruptLog, InvalidArguments, StreamflowError, Una
 from streamflow.logs.base import Log, Outgoing, QueueMembership, Record, steps_topic
 from streamflow.metrics import DEAD_LETTERS
 from streamflow.worker.clock import Clock
+from streamflow.worker.ending import end
 from streamflow.worker.executor import Attempt, AttemptOutcome, Executor
 from streamflow.worker.outbox import dead_letter
 from streamflow.worker.tasks import answer_to, read_task
@@ -82,6 +84,7 @@ class QueueReader:
         self.slots = slots
         self.limits = limits
         self.committed = 0
+        self._trim_at = 0
         self._next = 0
         self._open: dict[int, None] = {}
         """Offsets taken and not done with, in order; each has a slot."""
@@ -114,14 +117,14 @@ class QueueReader:
             for future in running:
                 if future.done():
                     future.result()
-            await _end(reading)
+            await end(reading)
             await self._drain()
-            await _end(committing)
+            await end(committing)
             await self._commit()
         except Unavailable as error:
             log_.warning("queue %s, partition %d: %s; others do the rest again", self.queue, self.partition, error)
         finally:
-            await _end(reading, committing, stopping)
+            await end(reading, committing, stopping)
             self._drop()
 
     async def _drain(self) -> None:
@@ -277,6 +280,19 @@ class QueueReader:
             await self._to_commit.wait()
             self._to_commit.clear()
             await self._insist(self._commit)
+            if self.clock.now_ms() >= self._trim_at:
+                self._trim_at = self.clock.now_ms() + round(self.limits.trim_seconds * 1000)
+                await self._trim()
+
+    async def _trim(self) -> None:
+        """Let go what is done with and old. What fails is tried again when it is due the next time."""
+        old_ms = self.clock.now_ms() - round(self.limits.attempts_kept_seconds * 1000)
+        try:
+            before = min(self.committed, await self.log.offset_at(self.topic, self.partition, old_ms))
+            if before > await self.log.start_offset(self.topic, self.partition):
+                await self.log.trim(self.topic, self.partition, before)
+        except (Unavailable, InvalidArguments) as error:  # the latter where a cluster grants no deletion of records
+            log_.warning("queue %s, partition %d is not trimmed now: %s", self.queue, self.partition, error)
 
     async def _commit(self) -> None:
         below = self.below
@@ -335,7 +351,7 @@ class QueueService:
     async def stop(self) -> None:
         """Take nothing more, let end what ends soon, and leave the group: the rest is for the others."""
         if self._following is not None:
-            await _end(self._following)
+            await end(self._following)
         await asyncio.gather(*(self._stop_reader(partition) for partition in self._tasks))
         if self._membership is not None:
             await self._membership.leave()
@@ -378,7 +394,7 @@ class QueueService:
         if partition in self.readers:
             self.readers[partition].stop()
             await asyncio.wait((task,), timeout=self.limits.stop_seconds + 1)
-        await _end(task)
+        await end(task)
 
     async def _serve(self, membership: QueueMembership, partition: int) -> None:
         """Read the partition, beginning again after failures, until it is given up."""
@@ -398,12 +414,3 @@ class QueueService:
                 self.readers.pop(partition, None)
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
-
-
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not report it as lost

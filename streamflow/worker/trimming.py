@@ -107,11 +107,10 @@ class Trimmer:
 
     async def _trim_history(self) -> None:
         start = await self.log.start_offset(HISTORY, self.partition)
-        published = await self.log.published_offset(self.partition)
         looked_at = self.state.applied_offset
         cut, live = await self._look(start, looked_at)
         if cut is not None:
-            await self._copy_forward(start, cut, published)
+            await self._copy_forward(start, cut)
             await self._publish_up_to(cut)
             await self._flush()
             await self.log.trim(HISTORY, self.partition, cut)
@@ -140,14 +139,14 @@ class Trimmer:
     def _pays(self, removed: int, live: int) -> bool:
         return removed >= self.limits.trim_records_min and 2 * live <= removed
 
-    async def _copy_forward(self, start: int, cut: int, published: int) -> None:
+    async def _copy_forward(self, start: int, cut: int) -> None:
         """Append snapshots of all runs whose oldest record lies before the cut."""
         while rows := self.state.oldest(start, before=cut, limit=self.limits.snapshot_runs_at_once):
             start = rows[0][0]  # those before have moved: a look from there does not walk over what they left
             snapshots: list[Snapshot] = []
             size = 0
             for _, workflow_id in rows:
-                snapshot = self._snapshot(workflow_id, published)
+                snapshot = self._snapshot(workflow_id)
                 if snapshot is not None:
                     snapshots.append(snapshot)
                     size += sum(map(len, snapshot.turns))
@@ -161,7 +160,7 @@ class Trimmer:
         while self.state.applied_offset <= cut:
             await self._next_move()  # the record at the cut is still to come
 
-    def _snapshot(self, workflow_id: str, published: int) -> Snapshot | None:
+    def _snapshot(self, workflow_id: str) -> Snapshot | None:
         """The run with all of its turns up to now, also those under way: they come before the snapshot. None for one
         that is being deleted.
         """
@@ -170,7 +169,7 @@ class Trimmer:
             return None
         summary = self.state.summary(workflow_id)
         assert summary is not None, workflow_id
-        first = summary.first_turn if self.state.offsets(summary).begun < published else 0
+        first = summary.first_turn if self.state.offsets(summary).begun < self.processor.published else 0
         turns = self.state.encoded_turns(workflow_id, first) + [encode_history(turn) for turn in under_way]
         return Snapshot(
             workflow_id=workflow_id,
@@ -180,12 +179,15 @@ class Trimmer:
         )
 
     async def _publish_up_to(self, cut: int) -> None:
-        """Wait until the log knows that all that is derived from what goes is published."""
-        while await self.log.published_offset(self.partition) < cut:
-            if self.processor.is_publishing:
-                await self._next_move()
-            else:
-                await self.log.publish([], published=(self.partition, self.state.applied_offset))
+        """Wait until all that is derived from what goes is published.
+
+        The processor knows; asking the log instead would tell it that an owner begins anew from what it answers, and
+        forget that a publish has failed of which the processor is yet to hear.
+        """
+        while self.processor.published < cut:
+            if not self.processor.is_publishing:
+                self.processor.publish_offset()
+            await self._next_move()
 
     async def _flush(self) -> None:
         """Let the store survive the machine: one that is older than the start of the log is of no use any more."""

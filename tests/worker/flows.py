@@ -20,6 +20,16 @@ async def once(n: int) -> int:
     return n
 
 
+@app.step(queue="gpu", timeout=5, retry=sf.Retry(max_attempts=2, initial=1, jitter=0))
+async def embed(n: int) -> int:
+    return n
+
+
+@app.workflow
+async def remote(n: int) -> int:
+    return await embed(n)
+
+
 @app.workflow
 async def line(n: int) -> int:
     """`n` steps, one after the other."""

@@ -47,6 +47,11 @@ class Away:
             raise self.error
         return self.log.publish(records)
 
+    async def offset_at(self, *args: Any) -> int:
+        if self.fails("offset_at"):
+            raise self.error
+        return await self.log.offset_at(*args)
+
     def follow(self, *args: Any, **options: Any) -> AsyncIterator[Any]:
         if self.fails("follow"):
             raise self.error
@@ -211,6 +216,47 @@ async def test_only_what_lies_below_the_oldest_that_runs_is_committed_and_the_re
     await it.serve("two")
     await it.until_answered("a", "b", "c", "c")
     assert it.began == [("a", 1), ("b", 1), ("c", 1), ("b", 1), ("c", 1)], "c's second answer is dropped by its run"
+
+
+@on_scene(attempts_kept_seconds=0.0, trim_seconds=60.0)
+async def test_what_is_committed_and_old_is_trimmed_now_and_then(it: Scene) -> None:
+    it.clock.at_ms = 1 << 50  # whatever the log's own clock says, its records are older
+    service = await it.serve()
+
+    async def start() -> int:
+        return await it.log.log.start_offset("steps.gpu", 0)
+
+    async def commits(name: str, committed: int) -> None:
+        await it.put(name)
+        await waiting.until(lambda: service.readers[0].committed == committed)
+        await settle()
+
+    it.log.failures["offset_at"] = 1
+    await commits("a", 1)
+    await commits("b", 2)
+    assert await start() == 0, "it failed, and is due again in a minute"
+    it.clock.at_ms += 60_000
+    await it.put("long", "work")
+    await it.put("c")
+    await it.until_answered("a", "b", "c")
+    await settle()
+    assert await start() == 2, "what still runs stays, and what came after it"
+    it.gate("long").set()
+    await waiting.until(lambda: service.readers[0].committed == 4)
+    await settle()
+    assert await start() == 2, "not again before a minute has passed"
+    it.clock.at_ms += 60_000
+    await commits("d", 5)
+    assert await start() == 5
+
+
+@on_scene(trim_seconds=0.0)
+async def test_what_is_committed_and_young_stays(it: Scene) -> None:
+    service = await it.serve()
+    await it.put("a")
+    await waiting.until(lambda: service.readers[0].committed == 1)
+    await settle()
+    assert await it.log.log.start_offset("steps.gpu", 0) == 0
 
 
 @on_scene(stop_seconds=10.0)

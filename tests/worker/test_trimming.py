@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamflow.codec.avro import encode_history
-from streamflow.core.commands import CleanupWorkflow, SignalWorkflow, StartWorkflow, TerminateWorkflow
+import streamflow as sf
+from streamflow.codec.avro import decode_task, encode_history
+from streamflow.core.commands import CleanupWorkflow, ReportAttempt, SignalWorkflow, StartWorkflow, TerminateWorkflow
+from streamflow.core.effects import StepTask
 from streamflow.core.events import Claim, RunSnapshot, Turn
 from streamflow.errors import CorruptLog, Fenced, InvalidArguments, Unavailable
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, Outgoing
@@ -127,6 +129,60 @@ def test_a_run_that_was_copied_goes_on_where_it_was_also_in_the_hands_of_a_new_o
             assert status is not None and status.result == b"[1,2]"
             assert max(each.term for each in await it.history()) == 2, "the term goes on"
             await same_when_restored(it)
+
+    run(test())
+
+
+@pytest.mark.parametrize("fails_first", [False, True])
+def test_an_attempt_on_a_queue_outlives_the_records_that_put_it_there(fails_first: bool):
+    async def tasks(it: World) -> list[StepTask]:
+        return [decode_task(record.value or b"") for record in await it.records("steps.gpu")]
+
+    async def test():
+        async with world(flows.app, **SMALL) as it:
+            await it.start("far", "remote", b"[7]")
+            (task,) = await tasks(it)
+            await short_runs(it, 8)
+            assert await trimmed(it) > 1
+            await it.begin_again(store=MemoryStore())
+            if fails_first:
+                error = sf.ErrorInfo("ValueError", "no")
+                body = ReportAttempt(run=1, number=0, attempt=1, error=error, retry_after_ms=10)
+                await it.send("far", body, reply_to=None)
+                (timer,) = await it.timers()
+                await it.fire(timer)
+                first, second = await tasks(it)
+                assert first == task and (second.attempt, second.args, second.step) == (2, task.args, task.step)
+                assert (second.timeout_ms, second.retry) == (task.timeout_ms, task.retry)
+                task = second
+            else:
+                assert await tasks(it) == [task], "it is on its queue: nobody puts it there again"
+            body = ReportAttempt(run=1, number=0, attempt=task.attempt, result=b"7")
+            await it.send("far", body, reply_to=None)
+            assert await it.state_of("far") == "completed"
+            await same_when_restored(it)
+
+    run(test())
+
+
+def test_a_publish_that_fails_during_a_trim_is_derived_again_and_nothing_goes_meanwhile():
+    async def test():
+        async with world(flows.app, **SMALL) as it:
+            it.log.hold_publishes = True
+            await it.start("w", "listens")
+            await short_runs(it, 8)
+            await until(lambda: not it.processor.state.oldest(0, before=1, limit=1))
+            published = it.processor.published
+            held = it.log.publishes[0]
+            held.future.set_exception(Unavailable("the log is away"))
+            for other in it.log.publishes[1:]:
+                other.future.set_result(None)
+            it.log.publishes.clear()
+            await settle()
+            assert it.processor.published == published and await start_of(it) == 0
+            assert it.task is not None and it.task.done()
+            with pytest.raises(Unavailable, match="has failed"):
+                it.processor.publish_offset()
 
     run(test())
 
