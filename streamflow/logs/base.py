@@ -105,12 +105,18 @@ class Log(Protocol):
 
         `published=(partition, offset)` records in the same transaction (or right after) that everything derived from
         `history[partition]` below `offset` has been published; it never goes back. The future raises `Unavailable`,
-        and then nothing of this call is written. Topics `steps.<queue>` come into being with their first record.
+        and then this call does not move the published offset, nor does any later one of the partition, even one whose
+        records are written: what failed must be derived again. Asking `published_offset` ends that: from there the
+        partition's owner begins anew, and calls made before count no more. Of a call that failed nothing is
+        written, or (Kafka) perhaps a part. Topics `steps.<queue>` come into being with their first record.
         """
         ...
 
     async def published_offset(self, partition: int) -> int:
-        """The highest offset recorded by `publish(published=…)` for this partition, 0 if none."""
+        """The highest offset recorded by `publish(published=…)` for this partition, 0 if none.
+
+        Who asks derives from there again: see `publish` for what that means after a failed one.
+        """
         ...
 
     async def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[Record]:

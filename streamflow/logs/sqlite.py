@@ -138,6 +138,10 @@ class SqliteLog:
             raise
         self._topics = dict(self._row.topics)
         self._history = self._topics[HISTORY]
+        self._void = [False] * self._row.partitions
+        """Whether a publish failed whose published offset later ones must not pass, by partition."""
+        self._publish_chains = [0] * self._row.partitions
+        """How often the partition's owner asked from where to publish: what it published before is another chain's."""
         self._db = connect(self._path)
         self._db.execute("PRAGMA query_only=1")
         self._write_db = connect(self._path, synchronous=self._url.synchronous, busy_seconds=0)
@@ -206,7 +210,9 @@ class SqliteLog:
         if published is not None:
             partition, offset = published
             check_partition(partition, self.partitions)
-            write.rows += (PUBLISHED, stream_of(self._history, partition), offset, None, None)
+            if not self._void[partition]:
+                write.published = (partition, self._publish_chains[partition])
+                write.rows += (PUBLISHED, stream_of(self._history, partition), offset, None, None)
         self._submit(write)
         return done
 
@@ -270,6 +276,9 @@ class SqliteLog:
         if write.error is not None and write.partition >= 0:
             tail = self._tails[write.partition]
             tail.failed = tail.failed or tail.chain == write.chain
+        if write.error is not None and write.published is not None:
+            partition, chain = write.published
+            self._void[partition] = self._void[partition] or self._publish_chains[partition] == chain
         if write.done.done():
             return  # the caller does not wait any more
         if write.error is not None:
@@ -291,6 +300,8 @@ class SqliteLog:
 
     async def published_offset(self, partition: int) -> int:
         check_partition(partition, self.partitions)
+        self._void[partition] = False
+        self._publish_chains[partition] += 1
         return self._below(stream_of(self._history, partition))
 
     def _below(self, stream: int) -> int:

@@ -125,6 +125,8 @@ class Write:
     """Streams that get records, to wake those who follow them."""
     errand: Callable[[sqlite3.Connection], tuple[int, bool]] | None = None
     """Something else than records to write, in a transaction of its own; the thread's business only."""
+    published: tuple[int, int] | None = None
+    """(partition, chain) of a publish that moves the published offset, as the last of its rows."""
     result: object = None
     error: StreamflowError | None = None
 
@@ -164,6 +166,8 @@ class Writer(threading.Thread):
         self._loop, self._finished = loop, finished
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._broken: dict[int, int] = {}
+        self._void: dict[int, int] = {}
+        """By partition: the chain of publishes of which one failed. Its later ones do not move the published offset."""
         self._topics: dict[str, int] = {}
         self._partitions = 0
         self._since_checkpoint = 0
@@ -192,6 +196,7 @@ class Writer(threading.Thread):
             return False
         if any(write.outgoing or write.topics or write.errand or self._is_behind(write) for write in group):
             return False
+        self._hold_published(group)
         try:
             self._set_sync(db, any(write.partition >= 0 for write in group))
             db.execute("BEGIN IMMEDIATE")
@@ -274,6 +279,7 @@ class Writer(threading.Thread):
             for write in behind:
                 write.error = fenced_behind(self._url.url, write.partition, write.expected)
             good = [write for write in group if write.error is None] if behind else group
+            self._hold_published(good)
             self._set_sync(db, any(write.partition >= 0 for write in good))
             try:
                 self._insert(db, good)
@@ -324,6 +330,15 @@ class Writer(threading.Thread):
                 write.error = error
                 if write.partition >= 0:
                     self._broken[write.partition] = write.chain
+                if write.published is not None:
+                    self._void[write.published[0]] = write.published[1]
+
+    def _hold_published(self, group: Iterable[Write]) -> None:
+        """Leave the published offset where it is for publishes behind one that failed: their records are written."""
+        for write in group:
+            if write.published is not None and self._void.get(write.published[0]) == write.published[1]:
+                del write.rows[-_COLUMNS:]
+                write.published = None
 
     def _insert(self, db: sqlite3.Connection, writes: Iterable[Write]) -> None:
         """All rows in one transaction, which is one statement if they fit."""
@@ -371,7 +386,9 @@ class Writer(threading.Thread):
         if new := [name for name in dict.fromkeys(names) if name not in self._topics]:
             ids = transaction(db, lambda: [create_topic(db, self._app, name, self._partitions) for name in new])
             self._topics.update(zip(new, ids, strict=True))
+        last, write.rows = write.rows, []  # the published offset, if it moves, comes behind the records
         write.add(self._topics, write.outgoing)
+        write.rows += last
         write.outgoing = ()
 
     def _checkpoint(self, db: sqlite3.Connection) -> None:

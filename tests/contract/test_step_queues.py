@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from streamflow.errors import InvalidArguments
@@ -76,3 +78,23 @@ async def test_a_queue_must_be_able_to_name_a_topic(place: Place, queue: str) ->
         await log.join_queue(queue, "one")
     with pytest.raises(InvalidArguments, match="queue must match"):
         await log.read(f"steps.{queue}", 0, 0)
+
+
+@on_loop
+async def test_nothing_overtakes_a_publish_to_a_queue_that_is_new(place: Place) -> None:
+    log = await place.open()
+    records = [Outgoing("steps.new", 0, b"k", b"task"), Outgoing("status", 0, b"k", b"1")]
+    ended: list[int] = []
+    publishes = [
+        log.publish(records, published=(0, 1)),
+        log.publish([Outgoing("status", 0, b"k", b"2")], published=(0, 2)),
+        log.publish([Outgoing("steps.newer", 0, b"k", b"task")], published=(0, 3)),
+        log.publish([Outgoing("status", 0, b"k", b"3")], published=(0, 4)),
+    ]
+    for number, publish in enumerate(publishes):
+        publish.add_done_callback(lambda _, number=number: ended.append(number))  # type: ignore[misc]
+    await asyncio.gather(*publishes)
+    assert ended == [0, 1, 2, 3]
+    assert [record.value for record in await log.read("status", 0, 0)][-1] == b"3"
+    assert len(await log.read("steps.new", 0, 0)) == len(await log.read("steps.newer", 0, 0)) == 1
+    assert await log.published_offset(0) == 4
