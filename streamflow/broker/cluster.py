@@ -38,8 +38,9 @@ class Cluster:
     """One or three nodes of Apache Kafka. `start` fetches what is missing, starts them and waits until they answer.
 
     `ports` are those for clients, one per node; without it free ones are chosen. `settings` are the broker's own, and
-    win over ours. `say` is told before something takes long. Leaving the `with` block stops all nodes; the directory
-    stays.
+    win over ours. `listeners` are further ones for clients, name → security protocol, on free ports (`address`); what
+    they need beyond that is in `settings` (`listener.name.<name>.…`). `say` is told before something takes long.
+    Leaving the `with` block stops all nodes; the directory stays.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Cluster:
         ports: Sequence[int] | None = None,
         heap_mb: int = HEAP_MB_DEFAULT,
         settings: Mapping[str, str] | None = None,
+        listeners: Mapping[str, str] | None = None,
         say: Callable[[str], None] = lambda _: None,
         runtime: Runtime | None = None,
     ) -> None:
@@ -63,6 +65,8 @@ class Cluster:
         self._ports = ports
         self._heap_mb = heap_mb
         self._settings = settings or {}
+        self._listeners = listeners or {}
+        self._listener_ports: list[dict[str, int]] = []
         self._say = say
         self._runtime = runtime
         self._probe: Probe | None = None
@@ -77,6 +81,11 @@ class Cluster:
         """The same as the URL of a log."""
         return f"kafka://{self.bootstrap}"
 
+    def address(self, listener: str) -> str:
+        """The addresses of one of the further listeners, as in `bootstrap.servers`."""
+        self._started()
+        return ",".join(f"{settings.HOST}:{ports[listener]}" for ports in self._listener_ports)
+
     def node(self, number: int) -> Node:
         """The node of that number, counted from 1, as in what Kafka says of leaders and replicas."""
         return self._started()[number - 1]
@@ -88,9 +97,11 @@ class Cluster:
         runtime = self._runtime or find_runtime(self._say)
         cluster_id = self._read_cluster_id() or _new_cluster_id()
         self.directory.mkdir(parents=True, exist_ok=True)
-        free = settings.free_ports(2 * self.size)
+        free = settings.free_ports((2 + len(self._listeners)) * self.size)
         ports = list(self._ports or free[: self.size])
-        controller_ports = free[self.size :]
+        controller_ports = free[self.size : 2 * self.size]
+        further = iter(free[2 * self.size :])
+        self._listener_ports = [{name: next(further) for name in self._listeners} for _ in range(self.size)]
         (self.directory / "log4j2.properties").write_text(settings.LOGGING)
         self.nodes = [
             Node(
@@ -111,6 +122,10 @@ class Cluster:
                     ports=ports,
                     controller_ports=controller_ports,
                     overrides=self._settings,
+                    listeners={
+                        name: (protocol, self._listener_ports[node.number - 1][name])
+                        for name, protocol in self._listeners.items()
+                    },
                 )
             )
         try:

@@ -7,6 +7,7 @@ import random
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from streamflow.errors import Unavailable
@@ -53,8 +54,14 @@ def properties(
     ports: Sequence[int],
     controller_ports: Sequence[int],
     overrides: Mapping[str, str],
+    listeners: Mapping[str, tuple[str, int]] = MappingProxyType({}),
 ) -> str:
-    """The text of the properties file of node `number`, counted from 1; the ports are those of all nodes, in order."""
+    """The text of the properties file of node `number`, counted from 1; the ports are those of all nodes, in order.
+
+    `listeners` are this node's further ones for clients: name → (security protocol, port).
+    """
+    further = "".join(f",{name}://{HOST}:{port}" for name, (_, port) in listeners.items())
+    protocols = "".join(f",{name}:{protocol}" for name, (protocol, _) in listeners.items())
     nodes = len(ports)
     copies, copies_min = str(min(nodes, 3)), "2" if nodes >= 3 else "1"
     settings = {
@@ -63,11 +70,12 @@ def properties(
         "controller.quorum.voters": ",".join(
             f"{each}@{HOST}:{port}" for each, port in enumerate(controller_ports, start=1)
         ),
-        "listeners": f"PLAINTEXT://{HOST}:{ports[number - 1]},CONTROLLER://{HOST}:{controller_ports[number - 1]}",
-        "advertised.listeners": f"PLAINTEXT://{HOST}:{ports[number - 1]}",
+        "listeners": f"PLAINTEXT://{HOST}:{ports[number - 1]},CONTROLLER://{HOST}:{controller_ports[number - 1]}"
+        + further,
+        "advertised.listeners": f"PLAINTEXT://{HOST}:{ports[number - 1]}{further}",
         "inter.broker.listener.name": "PLAINTEXT",
         "controller.listener.names": "CONTROLLER",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listener.security.protocol.map": f"PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}",
         "log.dirs": str(data),
         "default.replication.factor": copies,
         "min.insync.replicas": copies_min,

@@ -84,6 +84,10 @@ def bench(
         profile = profile.resolve()
     with _temporary(parent) as folder:
         machine = describe(Path(folder))
+    if url is not None and url.startswith("kafka://"):
+        from streamflow.cli.bench_kafka import raw_limits
+
+        machine["kafka"] = raw_limits(url)
     measured: dict[str, list[Figures]] = {}
     failures: list[str] = []
     for name in names:
@@ -173,6 +177,14 @@ def _show(
         f"One durable SQLite commit: {machine['sqlite_commit_p50_ms']:.2f} ms p50, "
         f"{machine['sqlite_commit_p99_ms']:.2f} ms p99\n"
     )
+    if "kafka" in machine:
+        raw = machine["kafka"]
+        output.text(
+            f"Kafka without an engine: append {raw['append_p50_ms']:.2f} ms p50, {raw['append_p99_ms']:.2f} ms p99, "
+            f"with reading it back {raw['append_and_read_back_p50_ms']:.2f} ms;\n"
+            f"{raw['produced_records_per_second']:,.0f} records/s produced, {raw['consumed_records_per_second']:,.0f} "
+            f"consumed. The limit that sets: W1 {raw['w1_ms']:.1f} ms, W2 {raw['w2_steps_per_second']:,.0f} steps/s\n"
+        )
     rows: list[list[Cell]] = []
     for name, workload in workloads.items():
         title = Cell(f"{name} {workload.title}", "bold")

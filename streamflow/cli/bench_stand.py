@@ -73,9 +73,9 @@ class Stand:
         handle = await self.client.start(workflow, *args)
         return await handle.result()
 
-    def restart(self) -> None:
-        """Another worker on the same log."""
-        self.worker = _start(self.workers, self.url, self.app, self.folder, self.profile, "-again")
+    def restart(self, *, state: str = "state") -> None:
+        """Another worker on the same log; with another `state` it has to read all of it."""
+        self.worker = _start(self.workers, self.url, self.app, self.folder, self.profile, "-again", state)
 
     def disk_bytes(self) -> int:
         """All files of the stand: the log, and the worker's state beside it."""
@@ -107,13 +107,23 @@ async def stand(
     except TimeoutError:
         last_words = made.worker.last_words() if made else worker.last_words()
         raise NoResult(f"not done after {SECONDS_MAX:.0f} s; the worker wrote:\n  {last_words}") from None
+    finally:
+        if place.startswith("kafka://"):
+            await workers.stop()
+            from streamflow.cli.bench_kafka import drop_topics
+
+            await asyncio.to_thread(drop_topics, place, app)
 
 
-def _start(workers: Workers, url: str, app: str, folder: Path, profile: Path | None, suffix: str) -> WorkerProcess:
+def _start(
+    workers: Workers, url: str, app: str, folder: Path, profile: Path | None, suffix: str, state: str = "state"
+) -> WorkerProcess:
     return workers.start(
         APP,
         url,
         folder / f"worker{suffix}.log",
+        "--state-dir",
+        str(folder / state),
         "--max-parallel-steps",
         str(MAX_PARALLEL_STEPS),
         variables={APP_VARIABLE: app, LINES_VARIABLE: str(folder / "lines.txt")},

@@ -94,10 +94,19 @@ async def parked(stand: Stand) -> Figures:
         history = await _read(stand)
         used["seconds"] = window.seconds
     check(asleep, runs, "runs asleep")
+    grown, disk = stand.worker.memory_bytes() - memory, stand.disk_bytes() - disk
+    await stand.worker.stop()
+    began = time.perf_counter()
+    stand.restart(state="empty")
+    await stand.client.list(limit=1)  # every partition has answered
+    restored = time.perf_counter() - began
     return {
         **used,
-        "worker_memory_bytes_per_run": (stand.worker.memory_bytes() - memory) / runs,
-        "disk_bytes_per_run": (stand.disk_bytes() - disk) / runs,
+        "worker_memory_growth_bytes": float(grown),
+        "worker_memory_bytes_per_run": grown / runs,
+        "disk_bytes_per_run": disk / runs,
+        "restore_seconds": restored,
+        "restored_records_per_second": history.records / restored,
     }
 
 
@@ -240,6 +249,7 @@ WORKLOADS: Final = {
                 Figure("seconds", "until the last sleep is durable", "s"),
                 Figure("worker_memory_bytes_per_run", "memory of the worker per run", "B"),
                 Figure("disk_bytes_per_run", "disk per run", "B"),
+                Figure("restored_records_per_second", "restored from an empty folder, its start included", "/s"),
             ),
         ),
         Workload(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from streamflow.cli.demo_show import Summary
 
 ORDERS_DEFAULT: Final = 200
+KAFKA_PARTITIONS: Final = 4
 
 
 @click.command()
@@ -28,10 +29,11 @@ ORDERS_DEFAULT: Final = 200
     type=click.Path(path_type=Path, file_okay=False),
     help="An empty or new folder for the log and all else; it is kept.  [default: a temporary one]",
 )
+@click.option("--kafka", is_flag=True, help="On a real Apache Kafka, which is started for it.")
 @click.option("--keep", is_flag=True, help="Keep the temporary folder, to look at the orders afterwards.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary alone, as JSON.")
-def demo(orders: int, folder: Path | None, keep: bool, as_json: bool) -> None:
-    """See a workflow survive its worker, on one SQLite file.
+def demo(orders: int, folder: Path | None, kafka: bool, keep: bool, as_json: bool) -> None:
+    """See a workflow survive its worker, on one SQLite file or on Kafka.
 
     Two worker processes fulfil orders: payments that fail and are tried again, steps side by side, durable timers, and
     a signal when a person approves. Half-way one worker is killed with SIGKILL; the other takes over, a new one joins.
@@ -41,6 +43,7 @@ def demo(orders: int, folder: Path | None, keep: bool, as_json: bool) -> None:
     Examples:
       streamflow demo
       streamflow demo --keep
+      streamflow demo --kafka
     """
     # Here, so that `--help` does not load a log and a client.
     from streamflow.cli.demo_show import Show
@@ -49,19 +52,29 @@ def demo(orders: int, folder: Path | None, keep: bool, as_json: bool) -> None:
 
     with ExitStack() as stack:
         place = _choose_folder(folder, keep, stack)
+        url = _start_kafka(place / "kafka", stack) if kafka else None
         if not as_json:
-            click.echo(f"{orders} orders on a new SQLite file, two workers; half-way one of them is killed.\n")
+            where = f"an Apache Kafka of its own ({url})" if kafka else "a new SQLite file"
+            click.echo(f"{orders} orders on {where}, two workers; half-way one of them is killed.\n")
         workers = stack.enter_context(Workers())
         with choose_view(as_json=as_json) as view:
-            show = Show(orders, place, workers, view)
+            show = Show(orders, place, workers, view, url)
             summary = run(show.perform())
         kept = folder is not None or keep
         if as_json:
             Output(as_json=True).document(_as_document(summary, place if kept else None))
         else:
-            click.echo("\n".join(_in_words(summary, show.url if kept else None)))
+            click.echo("\n".join(_in_words(summary, show.url if kept else None, place if kept and kafka else None)))
     if summary.problems:
         raise click.exceptions.Exit(1)
+
+
+def _start_kafka(folder: Path, stack: ExitStack) -> str:
+    """A broker for as long as the demo lasts; the URL of a log on it."""
+    from streamflow.broker import Cluster
+
+    cluster = Cluster(folder, say=lambda text: click.echo(text, err=True))
+    return f"{stack.enter_context(cluster).url}?partitions={KAFKA_PARTITIONS}"
 
 
 def _choose_folder(folder: Path | None, keep: bool, stack: ExitStack) -> Path:
@@ -98,7 +111,7 @@ def _as_document(summary: Summary, folder: Path | None) -> dict[str, object]:
     }
 
 
-def _in_words(summary: Summary, url: str | None) -> Sequence[str]:
+def _in_words(summary: Summary, url: str | None, broker: Path | None = None) -> Sequence[str]:
     """The end of the demo for people: what was checked, what came out, what to try next."""
     findings = summary.findings
     lines = [
@@ -125,7 +138,7 @@ def _in_words(summary: Summary, url: str | None) -> Sequence[str]:
             f"  Worker {summary.killed_worker} was killed after {summary.killed_after_seconds:.1f} s; "
             f"its orders had a new owner {summary.taken_over_seconds:.2f} s later."
         )
-    lines += [f"  {summary.seconds:.1f} s in all.", "", *_what_next(url)]
+    lines += [f"  {summary.seconds:.1f} s in all.", "", *_what_next(url, broker)]
     return lines
 
 
@@ -133,13 +146,18 @@ def _check(ok: bool, text: str) -> str:
     return f"  {'ok' if ok else 'FAILED':8}{text}"
 
 
-def _what_next(url: str | None) -> list[str]:
+def _what_next(url: str | None, broker: Path | None) -> list[str]:
     source = os.path.relpath(Path(__file__).with_name("demo_shop.py"))
     if url is None:
         return [f"The workflow is {source}. Next: streamflow demo --keep, then look at single orders."]
     where = f"--url {shlex.quote(url)} --app shop"
+    port = "".join(character for character in url.partition("?")[0].rpartition(":")[2] if character.isdigit())
+    first = (
+        [] if broker is None else [f"  streamflow broker --dir {shlex.quote(str(broker / 'kafka'))} --port {port} &"]
+    )
     return [
         f"The workflow is {source}. To look at the orders, start a worker:",
+        *first,
         f"  streamflow worker streamflow.cli.demo_shop:app --url {shlex.quote(url)} &",
         f"  streamflow list {where}",
         f"  streamflow steps order-0003 {where}",

@@ -52,12 +52,12 @@ class Summary:
 
 
 class Show:
-    """One performance in `folder`, with `orders` orders."""
+    """One performance in `folder`, with `orders` orders; on the log at `url`, else on a new file in the folder."""
 
-    def __init__(self, orders: int, folder: Path, workers: Workers, view: View) -> None:
+    def __init__(self, orders: int, folder: Path, workers: Workers, view: View, url: str | None = None) -> None:
         self.orders = orders
         self.folder = folder
-        self.url = f"sqlite:///{folder / 'shop.db'}"
+        self.url = url or f"sqlite:///{folder / 'shop.db'}"
         self._lines = folder / "steps.txt"
         self._workers = workers
         self._view = view
@@ -151,7 +151,14 @@ class Show:
 
     def _start_worker(self, why: str = "") -> None:
         output = self.folder / f"worker-{len(self._workers.all) + 1}.log"
-        worker = self._workers.start(APP, self.url, output, variables={LINES_VARIABLE: str(self._lines)})
+        worker = self._workers.start(
+            APP,
+            self.url,
+            output,
+            "--state-dir",
+            str(self.folder / "state"),
+            variables={LINES_VARIABLE: str(self._lines)},
+        )
         self._tell(f"{why}worker {worker.pid} started", "green")
 
     # --- the audience: what the log says while it grows

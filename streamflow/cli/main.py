@@ -46,6 +46,9 @@ COMMANDS: Final[dict[str, dict[str, Entry]]] = {
         "history": Entry("inspect", "history", "Show the recorded events of a run."),
         "list": Entry("inspect", "list_runs", "List the runs of an app."),
     },
+    "Operate": {
+        "topics": Entry("topics", "topics", "Create, check or describe the topics of an app on Kafka."),
+    },
     "Measure": {
         "bench": Entry("bench", "bench", "Measure how fast streamflow is on this machine."),
     },
@@ -119,7 +122,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
 )
 def cli() -> None:
-    """Durable workflows in plain asyncio Python, kept in one SQLite file.
+    """Durable workflows in plain asyncio Python, kept in one SQLite file or on Apache Kafka.
 
     \b
     First time here:

@@ -36,6 +36,11 @@ class Session:
     url: str
     output: Output
 
+    @property
+    def place(self) -> str:
+        """The URL as it may be shown: without its options, which may hold a password."""
+        return place_of(self.url)
+
     def handle(self, id: str) -> Handle[Any]:
         """The run of that id."""
         return self.client.handle(id)
@@ -63,21 +68,35 @@ class Session:
             hint.cancel()
 
     def _hint_soon(self) -> asyncio.TimerHandle:
-        text = f"No answer yet: is a worker of app {self.app} running on {self.url}? (streamflow worker MODULE:APP)"
+        text = f"No answer yet: is a worker of app {self.app} running on {self.place}? (streamflow worker MODULE:APP)"
         return asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self.output.say, text)
+
+
+def place_of(url: str) -> str:
+    """Where the log is, without the options of its URL, which may hold a password."""
+    return url.partition("?")[0]
 
 
 def url_option(function: F) -> F:
     """The option --url."""
+    return _url_option("The log: sqlite:///FILE or kafka://HOST:PORT. Also $STREAMFLOW_URL.", _check_url)(function)
+
+
+def kafka_url_option(function: F) -> F:
+    """The option --url of what is about Kafka alone; whoever takes it says so of other logs."""
+    return _url_option("The cluster: kafka://HOST:PORT. Also $STREAMFLOW_URL.", None)(function)
+
+
+def _url_option(text: str, check: Callable[[click.Context, click.Parameter, str], str] | None) -> Callable[[F], F]:
     return click.option(
         "--url",
         envvar="STREAMFLOW_URL",
         default=URL_DEFAULT,
         show_default=True,
         metavar="URL",
-        callback=_check_url,
-        help="The log: sqlite:///FILE. Also $STREAMFLOW_URL.",
-    )(function)
+        callback=check,
+        help=text,
+    )
 
 
 def json_option(function: F) -> F:

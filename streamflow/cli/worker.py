@@ -23,12 +23,14 @@ import click
 
 from streamflow.cli.apps import load_app
 from streamflow.cli.output import Output
-from streamflow.cli.session import json_option, url_option
+from streamflow.cli.session import json_option, place_of, url_option
 from streamflow.ids import check_queue
 
 if TYPE_CHECKING:
     from streamflow import App
 
+PROCESSES_MAX: Final = 256
+"""More on one machine is a typing error: each costs some 60 MB."""
 LEVELS: Final = ("debug", "info", "warning", "error")
 STUBBORN_SECONDS: Final = 1.0
 """How long steps that were cancelled may still run at exit."""
@@ -40,7 +42,14 @@ _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31
 @click.command("worker", short_help="Serve an app: run its workflows and steps until stopped.")
 @click.argument("spec", metavar="MODULE:APP")
 @click.option(
-    "--max-parallel-steps", type=click.IntRange(min=1), help="Steps at once in this process; the app's default."
+    "--processes",
+    type=click.IntRange(1, PROCESSES_MAX),
+    default=1,
+    show_default=True,
+    help="Workers in processes of their own under this one, which starts those that die again.",
+)
+@click.option(
+    "--max-parallel-steps", type=click.IntRange(min=1), help="Steps at once in one process; the app's default."
 )
 @click.option(
     "--queue",
@@ -65,22 +74,26 @@ _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31
     show_default=True,
     help="What stderr shows, unless the app sets up logging itself.",
 )
+@click.option("--stop-with-stdin", is_flag=True, hidden=True, help="Stop when stdin ends: the parent is gone.")
 @url_option
 @json_option
 def worker(
     spec: str,
+    processes: int,
     max_parallel_steps: int | None,
     queues: tuple[str, ...],
     state_dir: Path | None,
     no_create_topics: bool,
     log_level: str,
+    stop_with_stdin: bool,
     url: str,
     as_json: bool,
 ) -> None:
     """Serve an app: run its workflows and steps until SIGTERM or Ctrl-C, which stop gracefully.
 
     MODULE is imported with the current folder on the path; a file works as well (shop.py:app). Start as many workers as
-    you like, on one log: they share the partitions. A second Ctrl-C exits at once.
+    you like, on one log: they share the partitions. One process uses one core; --processes starts several. A second
+    Ctrl-C exits at once.
 
     With --queue it is a step worker: it takes the steps of these queues from the workers that own the runs, wherever
     they are, and runs nothing else. Some worker without --queue must run, too.
@@ -90,9 +103,30 @@ def worker(
       streamflow worker shop:app
       streamflow worker shop:app --queue gpu --max-parallel-steps 2
       streamflow worker shop/flows.py:app --url sqlite:////var/lib/shop.db --max-parallel-steps 16
+      streamflow worker shop:app --processes 4 --url kafka://broker:9092
     """
     app = load_app(spec)
     _log_to_stderr(log_level.upper())
+    if processes > 1:
+        from streamflow.cli.worker_fleet import serve_all
+
+        options = ["--log-level", log_level]
+        options += [] if max_parallel_steps is None else ["--max-parallel-steps", str(max_parallel_steps)]
+        options += [word for queue in queues for word in ("--queue", queue)]
+        options += [] if state_dir is None else ["--state-dir", str(state_dir)]
+        options += ["--no-create-topics"] if no_create_topics else []
+        options += ["--json"] if as_json else []
+        code = serve_all(
+            spec,
+            processes,
+            options,
+            app=app.name,
+            url=url,
+            place=place_of(url),
+            create=not no_create_topics,
+            output=Output(as_json=as_json),
+        )
+        raise click.exceptions.Exit(code)
     _tune_collector()
     asyncio.run(
         _serve(
@@ -103,6 +137,7 @@ def worker(
             max_parallel_steps=max_parallel_steps,
             queues=queues,
             create=not no_create_topics,
+            stop_with_stdin=stop_with_stdin,
         )
     )
 
@@ -134,11 +169,16 @@ async def _serve(
     max_parallel_steps: int | None,
     queues: Sequence[str],
     create: bool,
+    stop_with_stdin: bool,
 ) -> None:
     from streamflow.logs import open_log
     from streamflow.worker import Worker
 
     with _stop_on_signal() as stopping:
+        if stop_with_stdin:
+            from streamflow.cli.worker_fleet import call_when_stdin_ends
+
+            call_when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
         log = await open_log(url, app=app.name, create=create)
         try:
             worker = Worker(
@@ -177,7 +217,7 @@ async def _leave_stubborn_steps() -> None:
 
 
 def _announce(app: App, url: str, partitions: int, queues: Sequence[str], output: Output) -> None:
-    place = url.partition("?")[0]  # options may hold a password
+    place = place_of(url)
     if output.as_json:
         line: dict[str, object] = {"app": app.name, "url": place, "partitions": partitions, "pid": os.getpid()}
         output.line({**line, "queues": list(queues)} if queues else line)

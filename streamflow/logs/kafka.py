@@ -4,6 +4,7 @@
     kafka_topics      settings, creation, checks          kafka_following   followers, back-pressure
     kafka_lane        one producer and its thread         kafka_membership  the consumer group
     kafka_writing     the fence, publishing               kafka_offsets     how far all is published
+    kafka_access      what each role needs, refusals
 
 Threads: one per producer, follower, member, and a few for bulk reads. Each comes back to the event loop at one marked
 line. What Kafka cannot promise, and what follows from it, is in DESIGN.md.

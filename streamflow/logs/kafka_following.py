@@ -25,6 +25,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from streamflow.errors import CorruptLog, StreamflowError
 from streamflow.logs.base import Record
+from streamflow.logs.kafka_access import DENIED, denied
 from streamflow.logs.kafka_reading import GONE, make_consumer, records_of
 from streamflow.logs.kafka_url import KafkaUrl
 
@@ -218,8 +219,12 @@ class Following:
 
     # -- from the thread ---------------------------------------------------------------------------------------------
 
-    def _deliver(self, batches: list[tuple[Key, list[Record]]], gone: list[Key]) -> None:
+    def _deliver(
+        self, batches: list[tuple[Key, list[Record]]], gone: list[Key], refused: list[tuple[Key, str]]
+    ) -> None:
         self._room.release()
+        for key, text in refused:
+            self._fail(self._feeds[key], denied(self._url.url, f"topic {key[0]} cannot be read ({text})"))
         for key, records in batches:
             feed = self._feeds[key]
             feed.deliver(records)
@@ -243,15 +248,18 @@ class Following:
                 f"{high}: records were lost, or the topic was deleted and created again. Stop all workers of the app; "
                 f"restore the topic, or delete all topics of the app to begin anew"
             )
-            for follower in feed.followers:
-                follower.error = lost
-                follower.wake()
+            self._fail(feed, lost)
             return
         if low > feed.next:
             log_.info("%s[%d]: records below offset %d are deleted; going on there", *feed.key, low)
             feed.next = low
         if not self._closed:
             self._seek(feed)
+
+    def _fail(self, feed: _Feed, error: StreamflowError) -> None:
+        for follower in feed.followers:
+            follower.error = error
+            follower.wake()
 
     def _start(self) -> None:
         if self._thread is None:
@@ -270,14 +278,14 @@ class Following:
             except (KafkaException, RuntimeError) as error:
                 log_.warning("%s: following: %s", self._url.url, error)
                 continue
-            batches, gone = _sorted(messages)
-            if batches or gone:
+            batches, gone, refused = _sorted(messages)
+            if batches or gone or refused:
                 while not self._room.acquire(timeout=POLL_SECONDS):
                     if self._ending.is_set():
                         return
                 try:
                     # THE line where followed records enter the event loop.
-                    self._loop.call_soon_threadsafe(self._deliver, batches, gone)
+                    self._loop.call_soon_threadsafe(self._deliver, batches, gone, refused)
                 except RuntimeError:
                     return  # the loop was closed
 
@@ -297,18 +305,21 @@ class Following:
         await asyncio.to_thread(end)
 
 
-def _sorted(messages: list[Message]) -> tuple[list[tuple[Key, list[Record]]], list[Key]]:
-    """Records by partition, in order, and the partitions whose next offset is not there."""
+def _sorted(messages: list[Message]) -> tuple[list[tuple[Key, list[Record]]], list[Key], list[tuple[Key, str]]]:
+    """Records by partition, in order; the partitions whose next offset is not there; those that we may not read."""
     gone: list[Key] = []
+    refused: list[tuple[Key, str]] = []
     for message in messages:
         if (error := message.error()) is not None:
             if error.code() in GONE:
-                gone.append((str(message.topic()), int(message.partition() or 0)))
+                gone.append(_key(message))
+            elif error.code() in DENIED and message.topic() is not None:
+                refused.append((_key(message), error.str()))
             else:
                 log_.debug("following: %s", error.str())
     good = [message for message in messages if message.error() is None]
     keyed = sorted(good, key=_key)  # stable: within a partition the order stays
-    return [(key, records_of(list(group))) for key, group in groupby(keyed, key=_key)], gone
+    return [(key, records_of(list(group))) for key, group in groupby(keyed, key=_key)], gone, refused
 
 
 def _key(message: Message) -> Key:

@@ -41,11 +41,13 @@ CLOSE_SECONDS: Final = 10.0
 class Sent:
     """Records that were handed over together. `left` counts those without an acknowledgement."""
 
-    __slots__ = ("error", "found", "left")
+    __slots__ = ("error", "found", "left", "topic")
 
     def __init__(self, count: int) -> None:
         self.left = count
         self.error: KafkaError | None = None
+        self.topic: str | None = None
+        """The topic of the record that failed first."""
         self.found: int | None = None
         """The offset at which a record was found that was expected elsewhere; -1 if the broker did not say."""
 
@@ -81,7 +83,7 @@ class Lane:
                 )
             )
         except KafkaException as error:
-            refused(url.url, error)
+            refused(url, error)
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._serve, name=f"streamflow-kafka-{name}", daemon=True)
         self._thread.start()
@@ -134,8 +136,8 @@ class Lane:
         return True
 
     def _published(self, sent: Sent, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            sent.error = sent.error or error
+        if error is not None and sent.error is None:
+            sent.error, sent.topic = error, message.topic()
         sent.left -= 1
         if not sent.left:
             self._acknowledged.append(sent)

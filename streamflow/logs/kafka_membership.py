@@ -20,10 +20,11 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamflow.errors import CorruptLog, StreamflowError, Unavailable
 from streamflow.logs.groups import Share
+from streamflow.logs.kafka_access import DENIED, denied
 from streamflow.logs.kafka_patience import patiently
 from streamflow.logs.kafka_reading import make_consumer
 from streamflow.logs.kafka_url import KafkaUrl, unreachable
@@ -43,6 +44,8 @@ POLL_INTERVAL_SECONDS: Final = 60
 """A thread that does not poll for so long is stuck, and its member counts as dead."""
 
 POLL_SECONDS: Final = 0.1
+COORDINATOR_SECONDS: Final = 2.0
+"""How long the group's coordinator may be silent before we look whether it refuses us."""
 LEAVE_SECONDS: Final = 5.0
 REJOIN_SECONDS: Final = 1.0
 
@@ -234,13 +237,11 @@ class KafkaMembership:
         """Raise when the group's offsets belong to another history, or cannot be read."""
         places = [TopicPartition(self._topic, number) for number in range(self._group.partitions)]
         offsets = patiently(
-            self._url,
-            lambda seconds: self._consumer.committed(places, timeout=seconds),
-            about=f"group {self._group.name}",
+            self._url, lambda seconds: self._committed(places, seconds), about=f"group {self._group.name}"
         )
         for found in offsets:
             if found.error is not None:
-                raise unreachable(self._url.url, found.error.str())
+                raise self._cannot_join(found.error)
             if found.offset >= 0:
                 self._consumed[found.partition] = found.offset
             if self._group.note and found.metadata and found.metadata != self._group.note:
@@ -256,7 +257,7 @@ class KafkaMembership:
         try:
             (found,) = patiently(
                 self._url,
-                lambda seconds: self._consumer.committed(place, timeout=seconds),
+                lambda seconds: self._committed(place, seconds),
                 about=f"group {self._group.name}",
             )
         except Unavailable as error:
@@ -266,6 +267,22 @@ class KafkaMembership:
             self._on_loop(_fail, done, self._out(partition))
         else:
             self._on_loop(_succeed, done, max(0, found.offset))
+
+    def _committed(self, places: list[TopicPartition], seconds: float) -> list[TopicPartition]:
+        """The group's offsets. Who may not use the group is told so in `poll` alone; here it would only take long."""
+        try:
+            return self._consumer.committed(places, timeout=min(seconds, COORDINATOR_SECONDS))
+        except KafkaException as error:
+            message = self._consumer.poll(0)
+            told = None if message is None else message.error()
+            if told is not None and told.code() in DENIED:
+                raise KafkaException(told) from error
+            raise
+
+    def _cannot_join(self, error: KafkaError) -> StreamflowError:
+        if error.code() in DENIED:
+            return denied(self._url.url, f"group {self._group.name} cannot be used ({error.str()})")
+        return unreachable(self._url.url, error.str())
 
     def _answer(self) -> None:
         """Commit for those who ask: the group takes a commit only of a member that it knows, in its present shape."""
@@ -298,6 +315,8 @@ class KafkaMembership:
             self._leaving.wait(POLL_SECONDS)  # raised at once, and perhaps again and again
         if error is None:
             return True
+        if error.code() in DENIED:
+            raise self._cannot_join(error)
         if not error.fatal():
             log_.debug("%s: group %s: %s", self._url.url, self._group.name, error.str())
             return True

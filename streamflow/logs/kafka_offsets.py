@@ -30,7 +30,8 @@ class PublishedOffsets:
     def __init__(self, url: KafkaUrl, app: str) -> None:
         self._url = url
         self._topic = f"{app}.{HISTORY}"
-        self._consumer = make_consumer(url, group=f"{app}.outbox")
+        self._group = f"{app}.outbox"
+        self._consumer = make_consumer(url, group=self._group)
         self._lock = threading.Lock()
         self._known: dict[int, int] = {}
         self._dirty: dict[int, int] = {}
@@ -54,7 +55,9 @@ class PublishedOffsets:
         place = TopicPartition(self._topic, partition)
         with self._lock:
             (found,) = patiently(
-                self._url, lambda seconds: self._consumer.committed([place], timeout=seconds), about="published offsets"
+                self._url,
+                lambda seconds: self._consumer.committed([place], timeout=seconds),
+                about=f"group {self._group}, which has the published offsets,",
             )
         if found.error is not None:
             raise unreachable(self._url.url, found.error.str())

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 from streamflow.errors import Unavailable
+from streamflow.logs.kafka_access import DENIED, denied
 from streamflow.logs.kafka_url import KafkaUrl, unreachable
 
 READ_SECONDS: Final = 30.0
@@ -16,14 +17,16 @@ READ_SECONDS: Final = 30.0
 
 AGAIN_SECONDS: Final = 0.05
 
-REARRANGED: Final = frozenset({
-    KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.REPLICA_NOT_AVAILABLE,
-    KafkaError.OFFSET_NOT_AVAILABLE, KafkaError.KAFKA_STORAGE_ERROR, KafkaError.NETWORK_EXCEPTION,
-    KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.REQUEST_TIMED_OUT, KafkaError._TRANSPORT, KafkaError._TIMED_OUT,
-    KafkaError._ALL_BROKERS_DOWN, KafkaError._WAIT_COORD, KafkaError._WAIT_CACHE,
+GONE_SECONDS: Final = 5.0
+"""A broker that has just begun does not know all topics yet: only after so long is one not there."""
+
+REFUSED: Final = frozenset({
+    KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._AUTHENTICATION,
+    KafkaError.INVALID_GROUP_ID, KafkaError.TOPIC_EXCEPTION, KafkaError.UNSUPPORTED_VERSION,
+    KafkaError._INVALID_ARG, KafkaError._STATE,
 })  # fmt: skip
-"""A partition or a group is being made, or moves to another broker."""
+"""Asking again gives the same answer. All else is asked again: there are more names for a partition or a group that is
+being made or moves than anybody has listed, those of librdkafka's own among them."""
 
 UNKNOWN: Final = frozenset({
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION,
@@ -36,19 +39,22 @@ _T = TypeVar("_T")
 
 def patiently(url: KafkaUrl, ask: Callable[[float], _T | None], *, about: str) -> _T:
     """The answer of `ask(seconds)`; raises `Unavailable` when there is none within `READ_SECONDS`. Blocks."""
-    deadline = time.monotonic() + READ_SECONDS
+    began = time.monotonic()
+    deadline = began + READ_SECONDS
     found = "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
             answer = ask(left)
         except KafkaException as error:
             reason: KafkaError = error.args[0]
-            if reason.code() in UNKNOWN:
+            if reason.code() in UNKNOWN and time.monotonic() - began > GONE_SECONDS:
                 raise Unavailable(
                     f"{url.url}: {about} is not there (any more): was it deleted? Restore it, for what was in it is "
                     f"kept nowhere else"
                 ) from None
-            if reason.code() not in REARRANGED:
+            if reason.code() in DENIED:
+                raise denied(url.url, f"{about} cannot be used ({reason.str()})") from None
+            if reason.code() in REFUSED:
                 raise unreachable(url.url, f"{about}: {reason.str()}") from None
             found = reason.str()
         else:

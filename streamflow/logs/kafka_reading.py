@@ -17,6 +17,7 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streamflow.logs.base import Record
+from streamflow.logs.kafka_access import DENIED, denied
 from streamflow.logs.kafka_patience import READ_SECONDS, UNKNOWN, patiently
 from streamflow.logs.kafka_talk import talk
 from streamflow.logs.kafka_url import KafkaUrl, refused, unreachable
@@ -61,7 +62,7 @@ def make_consumer(url: KafkaUrl, *, group: str, **role: object) -> Consumer:
             )
         )
     except KafkaException as error:
-        refused(url.url, error)
+        refused(url, error)
 
 
 def records_of(messages: Sequence[Message]) -> list[Record]:
@@ -111,6 +112,8 @@ class _Reader:
                     following = max(following, message.offset() or 0)
                 elif error.code() in GONE:
                     return self.read(topic, partition, following, limit)  # trimmed meanwhile
+                elif error.code() in DENIED:
+                    raise denied(self.url.url, f"topic {topic} cannot be read ({error.str()})")
                 elif error.code() in UNKNOWN:
                     raise unreachable(self.url.url, f"topic {topic}: {error.str()}")
             found = records_of(messages)
@@ -173,11 +176,17 @@ class Reading:
 
     def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
         place = TopicPartition(topic, partition)
-        low, high = patiently(
-            self._url,
-            lambda seconds: self._asking.get_watermark_offsets(place, timeout=seconds),
-            about=f"topic {topic}",
-        )
+
+        def ask(seconds: float) -> tuple[int, int] | None:
+            try:
+                return self._asking.get_watermark_offsets(place, timeout=seconds)
+            except KafkaException as error:
+                if error.args[0].code() in UNKNOWN:
+                    # What a broker that just began does not know, librdkafka would believe for a quarter of an hour.
+                    self._asking.list_topics(topic, timeout=seconds)
+                raise
+
+        low, high = patiently(self._url, ask, about=f"topic {topic}")
         return int(low), int(high)
 
     def _take(self, place: tuple[str, int, int]) -> _Reader:

@@ -21,12 +21,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported by
     AdminClient,
     ConfigResource,
     NewTopic,
+    OffsetSpec,
     ResourceType,
 )
 
 from streamflow.errors import InvalidArguments, StreamflowError
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, STEPS_PREFIX, TIMERS, TOPICS
 from streamflow.logs.checks import no_app, wrong_partitions
+from streamflow.logs.kafka_access import COMMAND_CONFIG, DENIED, denied
 from streamflow.logs.kafka_talk import talk
 from streamflow.logs.kafka_url import KafkaUrl, refused, unreachable
 
@@ -40,6 +42,14 @@ REPLICATION_DEFAULT: Final = 3
 
 ADMIN_SECONDS: Final = 15.0
 RETRY_SECONDS: Final = 0.05
+MOVING: Final = frozenset({
+    KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART,
+})  # fmt: skip
+POLL_SECONDS: Final = 0.05
+CRITICAL_ONLY: Final = 2
+"""As syslog counts: each vain attempt to connect would be a line otherwise, and the error that follows has it."""
+HOPELESS: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
+"""The broker refused the password, or we its certificate."""
 HOUR_MS: Final = 3_600_000
 WEEK_MS: Final = 7 * 24 * HOUR_MS
 MAX_MESSAGE_BYTES: Final = 1_048_588
@@ -93,7 +103,20 @@ def settings_of(topic: str, replication: int) -> dict[str, str]:
     }
 
 
-def wrong_settings(topic: str, found: Described, *, bootstrap: str) -> list[str]:
+class Wrong(NamedTuple):
+    """Something about a topic that is not as it must be, and the command that repairs it."""
+
+    topic: str
+    setting: str
+    expected: str
+    found: str
+    repair: str
+
+    def __str__(self) -> str:
+        return f"{self.topic}: {self.setting} must be {self.expected}, found {self.found}: {self.repair}"
+
+
+def wrong_settings(topic: str, found: Described, *, url: KafkaUrl) -> list[Wrong]:
     """What is wrong with a topic of that purpose; each with the command that repairs it."""
     wanted = settings_of(topic, found.replication)
     wrong = {
@@ -102,9 +125,16 @@ def wrong_settings(topic: str, found: Described, *, bootstrap: str) -> list[str]
         if found.settings.get(name, wanted[name]) != wanted[name]
     }
     wrong |= _wrong_everywhere(found, wanted)
+    tool = f"kafka-configs.sh --bootstrap-server {url.bootstrap} "
+    tool += f"--command-config {COMMAND_CONFIG} " if url.is_secured else ""
     return [
-        f"{found.name}: {name} must be {wanted[name]}, found {value}: kafka-configs.sh --bootstrap-server {bootstrap} "
-        f"--alter --entity-type topics --entity-name {found.name} --add-config {name}={wanted[name]}"
+        Wrong(
+            found.name,
+            name,
+            wanted[name],
+            value,
+            f"{tool}--alter --entity-type topics --entity-name {found.name} --add-config {name}={wanted[name]}",
+        )
         for name, value in sorted(wrong.items())
     ]
 
@@ -135,9 +165,28 @@ class Topics:
     def __init__(self, url: KafkaUrl, app: str) -> None:
         self.url, self.app = url, app
         try:
-            self._admin = AdminClient(url.config(logger=talk))
+            self._admin = AdminClient(
+                url.config(defaults={"log_level": CRITICAL_ONLY}, logger=talk, error_cb=self._note)
+            )
         except KafkaException as error:
-            refused(url.url, error)
+            refused(url, error)
+        self._said = ""
+        self._hopeless: str | None = None
+
+    def _note(self, error: KafkaError) -> None:
+        """Why nobody answers (a wrong password, say) comes here alone, in `poll`: what waits is only told that it did.
+
+        librdkafka tries again and again; a password or certificate that was refused is not worth the wait.
+        """
+        text = self.url.redact(error.str())
+        log_.debug("%s: admin: %s", self.url.url, text)
+        if error.code() in HOPELESS:
+            self._hopeless = text
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._said = text
+
+    def _unreachable(self, text: str) -> StreamflowError:
+        return unreachable(self.url.url, f"{text}: {self._said}" if self._said else text)
 
     def name(self, topic: str) -> str:
         """The topic's name on the cluster."""
@@ -168,14 +217,14 @@ class Topics:
             found = self._described(TOPICS)
         self._check_partitions(found)
         if create:
-            wrong = [text for topic, was in found.items() for text in self.wrong(topic, was)]
+            wrong = [str(each) for topic, was in found.items() for each in self.wrong(topic, was)]
             if wrong:
                 raise InvalidArguments(f"{self.url.url}: topics with wrong settings:\n  " + "\n  ".join(wrong))
         return cluster, found
 
-    def wrong(self, topic: str, found: Described) -> list[str]:
+    def wrong(self, topic: str, found: Described) -> list[Wrong]:
         """What is wrong with the topic, see `wrong_settings`."""
-        return wrong_settings(topic, found, bootstrap=self.url.bootstrap)
+        return wrong_settings(topic, found, url=self.url)
 
     def _refuse_half(self, found: Mapping[str, Described], missing: Iterable[str]) -> None:
         """A history without commands, or the other way round, tells of a topic that somebody deleted."""
@@ -200,9 +249,14 @@ class Topics:
 
     def _cluster(self) -> tuple[str, int]:
         try:
-            described = self._admin.describe_cluster(request_timeout=ADMIN_SECONDS).result()
+            asked = self._admin.describe_cluster(request_timeout=ADMIN_SECONDS)
+            while not asked.done():
+                self._admin.poll(POLL_SECONDS)
+                if self._hopeless is not None:
+                    raise unreachable(self.url.url, self._hopeless)
+            described = asked.result()
         except KafkaException as error:
-            raise unreachable(self.url.url, _text(error)) from None
+            raise self._unreachable(_text(error)) from None
         return str(described.cluster_id), len(described.nodes)
 
     def create(self, topics: Sequence[str], partitions: int, replication: int) -> None:
@@ -243,7 +297,7 @@ class Topics:
         try:
             futures = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=ADMIN_SECONDS)
         except KafkaException as error:
-            raise unreachable(self.url.url, _text(error)) from None
+            raise self._unreachable(_text(error)) from None
         for name, future in futures.items():
             try:
                 topic = future.result()
@@ -260,22 +314,72 @@ class Topics:
             try:
                 entries: Mapping[str, Any] = future.result()
             except KafkaException as error:
+                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    del found[names[resource.name]]  # just made, and not every broker knows of it yet
+                    continue
                 raise self._failed(f"the settings of topic {resource.name} cannot be read", error) from None
             values = {name: str(entry.value) for name, entry in entries.items()}
             found[names[resource.name]] = found[names[resource.name]]._replace(settings=values)
         return found
 
+    def queues(self) -> list[str]:
+        """The step queues that have a topic, without the app's prefix."""
+        prefix = self.name(STEPS_PREFIX)
+        try:
+            known = self._admin.list_topics(timeout=ADMIN_SECONDS).topics
+        except KafkaException as error:
+            raise self._unreachable(_text(error)) from None
+        return sorted(name.removeprefix(f"{self.app}.") for name in known if name.startswith(prefix))
+
+    def offsets(self, found: Mapping[str, Described]) -> dict[str, tuple[list[int], list[int]]]:
+        """Of each topic the start offsets and the end offsets of its partitions."""
+        places = [TopicPartition(was.name, number) for was in found.values() for number in range(was.partitions)]
+        first = self._offsets(places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        last = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return {
+            topic: (
+                [first[was.name, number] for number in range(was.partitions)],
+                [last[was.name, number] for number in range(was.partitions)],
+            )
+            for topic, was in found.items()
+        }
+
+    def _offsets(self, places: list[TopicPartition], spec: OffsetSpec) -> dict[tuple[str, int], int]:
+        deadline = time.monotonic() + ADMIN_SECONDS
+        answers: dict[tuple[str, int], int] = {}
+        while True:
+            wanted = {each: spec for each in places if (each.topic, each.partition) not in answers}
+            if not wanted:
+                return answers
+            for place, future in self._admin.list_offsets(wanted, request_timeout=ADMIN_SECONDS).items():
+                try:
+                    answers[place.topic, place.partition] = int(future.result().offset)
+                except KafkaException as error:
+                    # A new partition, or one that moves, has no leader for a moment.
+                    if error.args[0].code() not in MOVING or time.monotonic() > deadline:
+                        raise self._failed(f"the offsets of topic {place.topic} cannot be read", error) from None
+            if len(answers) < len(places):
+                time.sleep(RETRY_SECONDS)
+
     def _failed(self, what: str, error: KafkaException) -> StreamflowError:
         code = error.args[0].code()
-        if code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
-            return InvalidArguments(
-                f"{self.url.url}: {what}: this principal may not: grant it (`streamflow topics create --acls` prints "
-                f"the commands), or have an administrator create the topics and start with --no-create-topics"
-            )
+        if code in DENIED:
+            return denied(self.url.url, what)
         if code in (KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_PARTITIONS, KafkaError.INVALID_CONFIG,
                     KafkaError.POLICY_VIOLATION):  # fmt: skip
             return InvalidArguments(f"{self.url.url}: {what}: {error.args[0].str()}")
-        return unreachable(self.url.url, f"{what}: {_text(error)}")
+        return self._unreachable(f"{what}: {_text(error)}")
+
+    def delete(self) -> None:
+        """Delete all topics of the app, step queues included, with all that is in them. Blocks."""
+        mine = [
+            name for name in self._admin.list_topics(timeout=ADMIN_SECONDS).topics if name.startswith(f"{self.app}.")
+        ]
+        for name, future in (self._admin.delete_topics(mine) if mine else {}).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                raise self._failed(f"topic {name} cannot be deleted", error) from None
 
     async def ids(self) -> dict[str, str]:
         """The topic ids that the app's topics have now."""

@@ -5,14 +5,19 @@
     kafka://host:9093?…&sasl.password.env=PASSWORD   the value of a setting from an environment variable
     kafka://host:9093?…&sasl.password.file=/run/p    … or from a file, without its last line break
 
+Values are percent-encoded: a `+`, `&`, `#`, `%` or `?` of a password is written %2B, %26, %23, %25 or %3F.
+
 Ours: `partitions` and `replication` (when topics are created) and `schema.registry.url`. All others are settings of
 librdkafka (its CONFIGURATION.md), for every producer, consumer and admin client alike. Settings on which correctness
 rests cannot be given.
+
+No secret is ever shown: of a URL only what is known to be harmless appears in errors, logs and output (`SHOWN`).
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -25,9 +30,25 @@ PORT_DEFAULT: Final = 9092
 PARTITIONS_MAX: Final = 1_000
 """Each partition costs an idle owner a claim, two followed topics and two small stores."""
 
-SECRETS: Final = ("password", "secret", "key.pem", "oauthbearer.config", "basic.auth")
-"""Settings with one of these in their name are shown as ***, wherever a URL is shown."""
+SHOWN: Final = frozenset({
+    "partitions", "replication", "security.protocol", "sasl.mechanism", "sasl.mechanisms", "sasl.username",
+    "sasl.oauthbearer.method", "sasl.oauthbearer.client.id", "sasl.oauthbearer.scope",
+    "ssl.endpoint.identification.algorithm", "enable.ssl.certificate.verification", "client.id", "client.rack", "debug",
+    "broker.address.family",
+})  # fmt: skip
+SHOWN_ENDS: Final = (".location", ".ms", ".bytes", ".kbytes")
+"""The settings whose values are shown, wherever a URL is. All others are ***, also those that nobody knows: the rest of
+a password whose `&` was not encoded looks like one."""
 
+FILES: Final = frozenset({
+    "sasl.oauthbearer.assertion.file", "sasl.oauthbearer.assertion.private.key.file",
+    "sasl.oauthbearer.assertion.jwt.template.file",
+})  # fmt: skip
+"""librdkafka's own settings that end as our suffix does: it reads these files itself."""
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9._]*")
+_VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
+_REST: Final = re.compile(r"(beginning at:? ?).*", re.DOTALL)
 OURS: Final = frozenset({"partitions", "replication", "schema.registry.url"})
 KEPT: Final = frozenset({
     "bootstrap.servers", "metadata.broker.list", "group.id", "group.instance.id", "group.protocol", "acks",
@@ -66,22 +87,45 @@ class KafkaUrl(NamedTuple):
         own = {name if name.endswith("_cb") else name.replace("_", "."): value for name, value in role.items()}
         return {**COMMON, **defaults, **self.settings, "bootstrap.servers": self.bootstrap, **own}
 
+    @property
+    def is_secured(self) -> bool:
+        """Whether Kafka's own tools need a file with settings (`--command-config`) to get in."""
+        return str(self.settings.get("security.protocol", "plaintext")).lower() != "plaintext"
+
+    def redact(self, text: str) -> str:
+        """A text of librdkafka's without the values that are not shown."""
+        hidden = {str(value) for name, value in self.settings.items() if not _is_shown(name) and value}
+        for secret in sorted(hidden, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return _REST.sub(r"\1***", text)  # it quotes the rest of an `oauthbearer.config` that it cannot read
+
+    def __repr__(self) -> str:
+        """Fit to be shown, too: a tuple's own would have the secrets in it."""
+        return f"<KafkaUrl {self.url}>"
+
 
 def parse_kafka(url: str, partitions: int | None = None) -> KafkaUrl:
     """Take a Kafka URL apart; `partitions` is the caller's wish, which the URL must not contradict."""
-    parts = urlsplit(url)
-    options = parse_qsl(parts.query, keep_blank_values=True)
-    shown = _shown(url, options)
-    if parts.fragment or parts.path.strip("/"):
-        raise InvalidArguments(f"{shown}: a kafka URL is kafka://HOST:PORT,HOST:PORT?setting=value, without a path")
-    if "@" in parts.netloc:
+    # First of all, since a password may stand there; then nothing of the URL is shown.
+    if "@" in url.partition("?")[0]:
         raise InvalidArguments(
             "kafka://…: a kafka URL holds no user: write ?sasl.username=NAME&sasl.password.env=VARIABLE"
+        )
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidArguments("kafka://…: expected kafka://HOST:PORT,HOST:PORT, found no valid address") from None
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    shown = _shown(parts.netloc, options)
+    if parts.fragment or parts.path.strip("/"):
+        raise InvalidArguments(
+            f"{shown}: a kafka URL is kafka://HOST:PORT,HOST:PORT?setting=value, without a path or #: in a value write "
+            f"# as %23"
         )
     settings: dict[str, object] = {}
     for name, value in options:
         base, _, source = name.rpartition(".")
-        if source in ("env", "file") and base:
+        if source in ("env", "file") and base and name not in FILES:
             name, value = base, _secret(shown, base, source, value)
         if name in KEPT:
             raise InvalidArguments(f"{shown}: {name} is set by streamflow itself, order and fence rest on it: drop it")
@@ -111,25 +155,36 @@ def _address(shown: str, address: str) -> str:
     return f"{host}:{port}"
 
 
-def _shown(url: str, options: list[tuple[str, str]]) -> str:
+def _shown(addresses: str, options: list[tuple[str, str]]) -> str:
     """The URL without what must not be logged."""
-    base = url.partition("?")[0]
     query = "&".join(
-        f"{name}={'***' if any(secret in name for secret in SECRETS) else value}" for name, value in options
+        f"{name if _NAME.fullmatch(name) else '***'}={value if _is_shown(name) else '***'}" for name, value in options
     )
-    return f"{base}?{query}" if query else base
+    return f"kafka://{addresses}?{query}" if query else f"kafka://{addresses}"
+
+
+def _is_shown(name: str) -> bool:
+    return name in SHOWN or (name.endswith(SHOWN_ENDS) and bool(_NAME.fullmatch(name)))
 
 
 def _secret(shown: str, name: str, source: str, value: str) -> str:
     if source == "env":
+        # Who takes the one for the other writes the secret itself where its variable belongs.
+        variable = value if _VARIABLE.fullmatch(value) else "of that name (not shown, since it does not look like one)"
         found = os.environ.get(value)
-        if found is None:
-            raise InvalidArguments(f"{shown}: {name}.env names the environment variable {value}, which is not set")
+        if not found:
+            what = "not set" if found is None else "empty"
+            raise InvalidArguments(f"{shown}: {name}.env: the environment variable {variable} is {what}: set it")
         return found
     try:
-        return Path(value).read_text().rstrip("\r\n")
+        text = Path(value).read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
         raise InvalidArguments(f"{shown}: {name}.file cannot be read: {error.strerror}: {value}") from None
+    except ValueError:
+        raise InvalidArguments(f"{shown}: {name}.file holds no text in UTF-8: {value!r}") from None
+    if not text:
+        raise InvalidArguments(f"{shown}: {name}.file is empty: {value}")
+    return text
 
 
 def _whole(shown: str, name: str, found: object, most: int) -> int | None:
@@ -149,11 +204,11 @@ def unreachable(url: str, error: object) -> Unavailable:
     )
 
 
-def refused(url: str, error: Exception) -> NoReturn:
+def refused(url: KafkaUrl, error: Exception) -> NoReturn:
     """A librdkafka client could not be made: a setting that it does not know, or a value that it does not take."""
     found = error.args[0] if error.args else error
-    text = getattr(found, "str", lambda: str(found))()
-    raise InvalidArguments(f"{url}: {text}: see librdkafka's CONFIGURATION.md for names and values") from None
+    text = url.redact(getattr(found, "str", lambda: str(found))())
+    raise InvalidArguments(f"{url.url}: {text}: see librdkafka's CONFIGURATION.md for names and values") from None
 
 
 def kafka_missing() -> StreamflowError:

@@ -28,6 +28,7 @@ from confluent_kafka import KafkaError, KafkaException
 from streamflow.errors import StreamflowError, Unavailable
 from streamflow.logs.base import HISTORY, Outgoing
 from streamflow.logs.checks import fenced, fenced_behind
+from streamflow.logs.kafka_access import DENIED, denied
 from streamflow.logs.kafka_lane import CLOSE_SECONDS, Lane, Sent
 from streamflow.logs.kafka_url import KafkaUrl
 
@@ -274,9 +275,7 @@ class Writing:
             if publish.error is not None:
                 self.void(publish.published)
                 if not publish.done.done():
-                    publish.done.set_exception(
-                        Unavailable(f"{self._url.url}: publishing failed ({publish.error.str()}): try again")
-                    )
+                    publish.done.set_exception(self._not_published(publish, publish.error))
                 continue
             if publish.published is not None:
                 partition, offset, chain = publish.published
@@ -286,6 +285,11 @@ class Writing:
                 publish.done.set_result(None)
         if self._publishes and not self._publishes_sent:
             self._send_publishes()
+
+    def _not_published(self, publish: _Publish, error: KafkaError) -> StreamflowError:
+        if error.code() in DENIED:
+            return denied(self._url.url, f"topic {publish.topic} cannot be written ({error.str()})")
+        return Unavailable(f"{self._url.url}: publishing failed ({error.str()}): try again")
 
     def _full(self) -> Unavailable | None:
         if self._pending_bytes <= PENDING_BYTES_MAX:

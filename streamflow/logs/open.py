@@ -62,7 +62,10 @@ async def open_log(url: str, *, app: str, create: bool = True, partitions: int |
         from streamflow.logs.kafka import open_kafka
 
         return await open_kafka(parse_kafka(url, partitions), app=app, create=create)
-    raise InvalidArguments(f"log URL must start with sqlite://, memory:// or kafka://, found {url!r}")
+    # Its options may hold a password, also where the scheme has a typing error.
+    place = url.partition("?")[0]
+    shown = f"{scheme}://…" if "@" in place else place
+    raise InvalidArguments(f"log URL must start with sqlite://, memory:// or kafka://, found {shown!r}")
 
 
 def parse(url: str, partitions: int | None = None) -> LocalUrl:

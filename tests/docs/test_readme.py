@@ -8,17 +8,21 @@ import shlex
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from confluent_kafka import ConsumerGroupTopicPartitions
+from confluent_kafka.admin import AdminClient
 from prometheus_client import Counter
 
 import streamflow as sf
 from streamflow import config, metrics
 from streamflow.cli.main import cli
+from streamflow.logs.kafka_url import parse_kafka
 from tests.cli import driver
 
 README = (driver.ROOT / "README.md").read_text()
@@ -116,7 +120,8 @@ def test_every_command_is_in_the_readme_and_every_command_there_exists():
 
 @pytest.mark.parametrize("line", shell_lines("streamflow"), ids=lambda line: line[0])
 def test_the_options_of_the_commands_exist(line: Sequence[str]):
-    shown = CliRunner().invoke(cli, [line[0], "--help"])
+    group = isinstance(cli.get_command(click.Context(cli), line[0]), click.Group)
+    shown = CliRunner().invoke(cli, [*line[: 2 if group else 1], "--help"])
     assert shown.exit_code == 0
     for option in [word for word in line if word.startswith("--")]:
         assert option in shown.output
@@ -127,6 +132,59 @@ def test_every_command_has_help_and_takes_json():
     for name in COMMANDS:
         shown = CliRunner().invoke(cli, [name, "--help"])
         assert shown.exit_code == 0 and "--json" in shown.output and "Example" in shown.output, name
+
+
+def production() -> tuple[dict[str, str], list[list[str]]]:
+    """The variables and the commands of the section on production."""
+    (block,) = [block for block in blocks("sh") if "kafka://" in block]
+    lines = [shlex.split(line.partition(" &")[0], comments=True) for line in block.splitlines()]
+    variables = dict(line[1].split("=", 1) for line in lines if line[0] == "export")
+    return variables, [line for line in lines if line[0] != "export"]
+
+
+def test_the_url_of_production_is_one():
+    variables, _ = production()
+    with pytest.raises(sf.InvalidArguments, match=r"sasl\.password\.file cannot be read: .*: /run/secrets/kafka"):
+        parse_kafka(variables["STREAMFLOW_URL"])
+
+
+def test_the_way_into_production_works(kafka: str, folder: Path):
+    """Its commands, in order, with a broker and an app of our own; Kafka's own tool stands in no jar."""
+    variables, commands = production()
+    name = f"readme-{uuid.uuid4().hex[:8]}"
+    (folder / "shop.py").write_text((folder / "shop.py").read_text().replace('App("shop"', f'App("{name}"'))
+    env = variables | {"STREAMFLOW_APP": name, "STREAMFLOW_URL": f"kafka://{kafka}"}
+    workers = []
+    groups = [line[-1].replace("shop", name) for line in commands if line[0] == "kafka-consumer-groups.sh"]
+    admin = AdminClient({"bootstrap.servers": kafka})
+    try:
+        for program, *args in commands:
+            if args[0] == "worker":
+                workers = [driver.Process(folder, *args, env=env) for _ in range(2)]
+                for worker in workers:
+                    worker.wait_for(f"Serving app {name}", stream="stderr")
+            elif program == "streamflow":
+                args = args[: args.index(">")] if ">" in args else args
+                done = driver.run(folder, *args, env=env)
+                assert done.returncode == 0, done.stderr
+        order = '{"id": "o-1", "total": 40}'
+        started = driver.run(folder, "start", "fulfil", order, "--id", "o-1", env=env)
+        assert started.returncode == 0, started.stderr
+        assert driver.run(folder, "signal", "o-1", "approved", "true", env=env).returncode == 0
+        assert driver.run(folder, "result", "o-1", env=env).stdout.strip() == '"parcel o-1"'
+        assert groups == [name, f"{name}.outbox"]
+        for group in groups:
+            asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group]
+            committed = asked.result(driver.DEADLINE_SECONDS).topic_partitions
+            assert sum(max(0, place.offset) for place in committed) > 0, "it has an offset to lag behind"
+    finally:
+        for worker in workers:
+            worker.send(signal.SIGTERM)
+        codes = [worker.wait() for worker in workers]
+        mine = [topic for topic in admin.list_topics(timeout=10).topics if topic.startswith(f"{name}.")]
+        for future in (admin.delete_topics(mine) if mine else {}).values():
+            future.result(10)
+    assert codes == [0, 0]
 
 
 def test_the_make_targets_exist():
@@ -163,7 +221,7 @@ def test_a_new_users_workflow_survives_kill_9(folder: Path):
     noted = source.replace('    return f"Hello', '    open("ran", "a").write(f"{name}\\n")\n    return f"Hello')
     assert noted != source
     (folder / "hello.py").write_text(noted)
-    worker, start, watch = shell_lines("streamflow")
+    worker, start, watch = shell_lines("streamflow")[:3]
 
     async def kill_it_asleep(victim: driver.Process) -> None:
         async with sf.connect(f"sqlite:///{folder}/hello.db", app="hello") as client:

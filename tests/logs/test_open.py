@@ -57,7 +57,6 @@ def test_options() -> None:
         ("sqlite:///x.db?partitions=many", "found 'many'"),
         ("sqlite:///x.db?partitions=257", "partitions must be 1 to 256, found 257"),
         ("sqlite:///x.db?max_mib=", "max_mib must be a whole number above 0, found ''"),
-        ("kafka://localhost:9092", "no Kafka log yet"),
     ],
 )
 def test_wrong_urls_are_refused_by_name(url: str, text: str) -> None:
