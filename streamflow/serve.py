@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from streamflow.client.client import Client
+from streamflow.codec.registry import Schemas
 from streamflow.errors import InvalidArguments
 from streamflow.ids import check_app
 from streamflow.logs.open import open_log
@@ -32,6 +33,20 @@ def log_url(url: str | None) -> str:
     return url
 
 
+def schemas_of(url: str) -> Schemas | None:
+    """The schema registry that a log's URL names, if it names one."""
+    if not url.startswith("kafka://"):
+        return None
+    from streamflow.logs.kafka_url import parse_kafka
+
+    settings = parse_kafka(url).registry
+    if settings is None:
+        return None
+    from streamflow.codec.registry_client import RegistryClient
+
+    return Schemas(RegistryClient(settings))
+
+
 @asynccontextmanager
 async def connect(url: str | None = None, *, app: App | str) -> AsyncGenerator[Client, None]:
     """A client of an app, by its name where its code is not at hand. Its topics are made by its workers."""
@@ -39,9 +54,10 @@ async def connect(url: str | None = None, *, app: App | str) -> AsyncGenerator[C
         name, registry = check_app(app), None
     else:
         name, registry = app.name, app
-    log = await open_log(log_url(url), app=name, create=False)
+    url = log_url(url)
+    log = await open_log(url, app=name, create=False)
     try:
-        async with Client(log, registry) as client:
+        async with Client(log, registry, schemas=schemas_of(url)) as client:
             yield client
     finally:
         await log.close()
@@ -61,13 +77,22 @@ async def serve(
     """A worker of the app in this process, and a client to it; it serves the step `queues` beside its partitions."""
     from streamflow.worker import Worker
 
-    log = await open_log(log_url(url), app=app.name, create=create_topics)
+    url = log_url(url)
+    log = await open_log(url, app=app.name, create=create_topics)
     try:
-        worker = Worker(app, log, state_dir=state_dir, max_parallel_steps=max_parallel_steps, queues=queues)
+        schemas = schemas_of(url)
+        worker = Worker(
+            app,
+            log,
+            state_dir=state_dir,
+            max_parallel_steps=max_parallel_steps,
+            queues=queues,
+            schemas=schemas,
+        )
         async with _metrics(metrics_port):
             try:
                 await worker.start()
-                async with _dies_with(worker), Client(log, app) as client:
+                async with _dies_with(worker), Client(log, app, schemas=schemas) as client:
                     yield client
             finally:
                 await worker.stop()

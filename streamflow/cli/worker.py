@@ -172,6 +172,7 @@ async def _serve(
     stop_with_stdin: bool,
 ) -> None:
     from streamflow.logs import open_log
+    from streamflow.serve import schemas_of
     from streamflow.worker import Worker
 
     with _stop_on_signal() as stopping:
@@ -188,6 +189,7 @@ async def _serve(
                 max_parallel_steps=max_parallel_steps,
                 queues=queues,
                 owns_partitions=not queues,
+                schemas=schemas_of(url),
             )
             try:
                 await worker.start()

@@ -14,6 +14,7 @@ from streamflow.client.listing import merged
 from streamflow.client.requests import Requests, place
 from streamflow.client.statuses import Statuses
 from streamflow.codec.payload import encode_value
+from streamflow.codec.registry import Schemas
 from streamflow.config import LIMITS, Limits
 from streamflow.core.commands import IfExists, Query, StartWorkflow
 from streamflow.core.retry import Duration
@@ -35,11 +36,13 @@ DELAY_SECONDS_MAX: Final = 100 * 366 * 86_400.0
 class Client:
     """Runs of one app on one log. Made by `App.connect`, `App.serve` and `sf.connect`; not to be shared by threads."""
 
-    def __init__(self, log: Log, app: Registry | None = None, *, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self, log: Log, app: Registry | None = None, *, limits: Limits = LIMITS, schemas: Schemas | None = None
+    ) -> None:
         self._log = log
         self._app = app
         self._requests = Requests(log, limits=limits)
-        self._statuses = Statuses(log)
+        self._statuses = Statuses(log, schemas)
 
     async def open(self) -> None:
         """Begin to listen for answers; idempotent. The first request does it too."""

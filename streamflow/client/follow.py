@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Final, cast
 
@@ -17,7 +17,9 @@ FOLLOW_RETRY_SECONDS: Final = 0.5
 _log = logging.getLogger("streamflow.client")
 
 
-async def follow(log: Log, topic: str, partition: int, offset: int, take: Callable[[list[Record]], None]) -> None:
+async def follow(
+    log: Log, topic: str, partition: int, offset: int, take: Callable[[list[Record]], Awaitable[None]]
+) -> None:
     """Hand every batch from `offset` on to `take`; returns when the log is closed, raises when it is damaged."""
     while True:
         try:
@@ -26,7 +28,7 @@ async def follow(log: Log, topic: str, partition: int, offset: int, take: Callab
             async with aclosing(cast("AsyncGenerator[list[Record]]", batches)):
                 async for batch in batches:
                     offset = batch[-1].offset + 1
-                    take(batch)
+                    await take(batch)
             return
         except Unavailable as error:
             _log.warning("%s[%d] cannot be read from offset %d: %s; trying again", topic, partition, offset, error)

@@ -231,7 +231,7 @@ class Requests:
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
-    def _take(self, batch: list[Record]) -> None:
+    async def _take(self, batch: list[Record]) -> None:
         for record in batch:
             waiting = self._pending.get(record.key)  # other clients read this partition too: skip theirs undecoded
             if waiting is None or record.value is None:

@@ -20,7 +20,8 @@ from weakref import WeakSet, WeakValueDictionary
 from streamflow.client.follow import follow
 from streamflow.client.requests import place
 from streamflow.codec.avro import decode_status
-from streamflow.codec.envelope import DecodeError
+from streamflow.codec.envelope import CONFLUENT, DecodeError
+from streamflow.codec.registry import Schemas
 from streamflow.core.effects import StatusRecord
 from streamflow.errors import Unavailable
 from streamflow.logs.base import STATUS, Log, Record
@@ -117,8 +118,9 @@ class Interest:
 class Statuses:
     """The followers of one client, and what its handles are interested in."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, schemas: Schemas | None = None) -> None:
         self._log = log
+        self._schemas = schemas
         self._interests: WeakValueDictionary[bytes, Interest] = WeakValueDictionary()
         self._following: dict[int, asyncio.Task[None]] = {}
         self._opening: dict[int, asyncio.Future[None]] = {}
@@ -178,7 +180,7 @@ class Statuses:
         for interest in list(self._interests.values()):
             interest.fail(self._failed)
 
-    def _take(self, batch: list[Record]) -> None:
+    async def _take(self, batch: list[Record]) -> None:
         for record in batch:
             interest = self._interests.get(record.key)
             if interest is None:
@@ -187,6 +189,18 @@ class Statuses:
                 interest.delete()
                 continue
             try:
-                interest.offer(decode_status(record.value))
+                interest.offer(await self._decoded(record))
             except DecodeError as error:
+                if self._schemas is None and record.value.startswith(CONFLUENT):
+                    # None of the run's statuses can be read: whoever waits for them must not wait for ever.
+                    interest.fail(f"{place(self._log)}: {error}")
+                    continue
                 _log.warning("the status of run %r at offset %d: %s; skipped", record.key, record.offset, error)
+
+    async def _decoded(self, record: Record) -> StatusRecord:
+        assert record.value is not None
+        if self._schemas is None:
+            return decode_status(record.value)
+        while (missing := self._schemas.missing(record.value)) is not None:
+            await self._schemas.fetch(missing, f"the status of run {record.key!r}")
+        return decode_status(record.value, self._schemas.schema_of)

@@ -81,7 +81,10 @@ class Codec(Generic[T]):
         key, start = split(data)
         if isinstance(key, int):
             if schema_of is None:
-                raise UnknownSchema(f"found Confluent framing (schema id {key}), and no schema registry is configured")
+                raise UnknownSchema(
+                    f"found Confluent framing (schema id {key}), and no schema registry is configured: set its address "
+                    f"in the log's URL, as kafka://…?schema.registry.url=http://…"
+                )
             writer, key = _of_registry(schema_of, key)
             if key == self.fingerprint:
                 return self._decode_body(data, start)

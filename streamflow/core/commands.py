@@ -82,7 +82,7 @@ class Query(Struct, frozen=True, kw_only=True):
     """A read, answered by the partition's owner: `status`, `steps`, `history` or `list`; `params` is a JSON object."""
 
     query: str
-    params: bytes = b"{}"
+    params: bytes = b"{ }"  # with a space: Apicurio's registry takes no schema that has "{}" for a default
 
 
 Body: TypeAlias = (

@@ -4,12 +4,15 @@
     kafka://host:9093?security.protocol=SSL&ssl.ca.location=/etc/ca.pem
     kafka://host:9093?…&sasl.password.env=PASSWORD   the value of a setting from an environment variable
     kafka://host:9093?…&sasl.password.file=/run/p    … or from a file, without its last line break
+    kafka://host:9092?schema.registry.url=http://host:8081&basic.auth.user.info.env=REGISTRY_USER
 
 Values are percent-encoded: a `+`, `&`, `#`, `%` or `?` of a password is written %2B, %26, %23, %25 or %3F.
 
-Ours: `partitions` and `replication` (when topics are created) and `schema.registry.url`. All others are settings of
-librdkafka (its CONFIGURATION.md), for every producer, consumer and admin client alike. Settings on which correctness
-rests cannot be given.
+Ours: `partitions` and `replication` (when topics are created) and those of a schema registry, which no log asks:
+`schema.registry.url` (several with commas), `schema.registry.ssl.ca.location`, and
+`basic.auth.user.info=USER:PASSWORD` or `bearer.auth.token`. All others are settings of librdkafka (its
+CONFIGURATION.md), for every producer, consumer and admin client alike. Settings on which correctness rests cannot be
+given.
 
 No secret is ever shown: of a URL only what is known to be harmless appears in errors, logs and output (`SHOWN`).
 """
@@ -24,6 +27,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, urlsplit
 
+from streamflow.codec.registry import RegistrySettings
 from streamflow.errors import InvalidArguments, StreamflowError, Unavailable
 
 PORT_DEFAULT: Final = 9092
@@ -49,7 +53,14 @@ FILES: Final = frozenset({
 _NAME: Final = re.compile(r"[a-z][a-z0-9._]*")
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 _REST: Final = re.compile(r"(beginning at:? ?).*", re.DOTALL)
-OURS: Final = frozenset({"partitions", "replication", "schema.registry.url"})
+
+REGISTRY: Final[Mapping[str, str]] = {
+    "schema.registry.url": "urls",
+    "basic.auth.user.info": "user_info",
+    "bearer.auth.token": "token",
+    "schema.registry.ssl.ca.location": "ca",
+}
+"""Settings of a schema registry, and what the registry's client calls them."""
 KEPT: Final = frozenset({
     "bootstrap.servers", "metadata.broker.list", "group.id", "group.instance.id", "group.protocol", "acks",
     "request.required.acks", "enable.idempotence", "transactional.id", "max.in.flight",
@@ -77,7 +88,7 @@ class KafkaUrl(NamedTuple):
     settings: Mapping[str, object]
     partitions: int | None
     replication: int | None
-    registry: str | None
+    registry: RegistrySettings | None
 
     def config(self, *, defaults: Mapping[str, object] = MappingProxyType({}), **role: object) -> dict[str, Any]:
         """Settings for one client: defaults, the user's over them, and over those what its role needs.
@@ -135,15 +146,31 @@ def parse_kafka(url: str, partitions: int | None = None) -> KafkaUrl:
     wanted = _whole(shown, "partitions", settings.pop("partitions", None), PARTITIONS_MAX)
     if None not in (wanted, partitions) and wanted != partitions:
         raise InvalidArguments(f"{shown}: the URL says partitions={wanted}, the caller {partitions}: drop one of them")
-    registry = settings.pop("schema.registry.url", None)
+    registry = {ours: str(settings.pop(name)) for name, ours in REGISTRY.items() if name in settings}
     return KafkaUrl(
         url=shown,
         bootstrap=",".join(_address(shown, address) for address in parts.netloc.split(",")),
         settings=settings,
         partitions=wanted if wanted is not None else partitions,
         replication=_whole(shown, "replication", settings.pop("replication", None), 32_767),
-        registry=None if registry is None else str(registry),
+        registry=_registry(shown, **registry) if registry else None,
     )
+
+
+def _registry(shown: str, urls: str = "", **more: str) -> RegistrySettings:
+    found = tuple(url.strip() for url in urls.split(",") if url.strip())
+    for url in found:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+            raise InvalidArguments(  # without the URL: there may be a password in it
+                "kafka://…: schema.registry.url must be http(s)://HOST:PORT/PATH without a user, whose name and "
+                "password go into basic.auth.user.info.env"
+            )
+    if not found:
+        raise InvalidArguments(f"{shown}: settings of a schema registry, but no schema.registry.url: add it")
+    if len(more.keys() & {"user_info", "token"}) > 1:
+        raise InvalidArguments(f"{shown}: basic.auth.user.info and bearer.auth.token are given: drop one of them")
+    return RegistrySettings(found, **more)
 
 
 def _address(shown: str, address: str) -> str:

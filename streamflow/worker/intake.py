@@ -1,19 +1,21 @@
 """Intake: what the records of the commands topic are, before the core sees any of them.
 
 Anyone may write there, so nothing of a record is trusted: what cannot be decoded, or could not be recorded, is set
-aside with its reason, and the partition goes on.
+aside with its reason, and the partition goes on. One thing is waited for: a schema registry that does not answer, when
+a record is of a schema that it alone knows. The record is valid for all we know, and those behind it keep their order.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from msgspec import Struct
 
 from streamflow.codec.avro import decode_command, encode_command
 from streamflow.codec.envelope import DecodeError
+from streamflow.codec.registry import Schemas
 from streamflow.config import RECORD_BYTES_MAX
 from streamflow.core.commands import Command, Query
 from streamflow.core.effects import DeadLetter, Forward, Reply, SendReply
@@ -47,30 +49,43 @@ class Sorted(Struct, frozen=True):
 class Intake:
     """Sorts the commands of one partition."""
 
-    def __init__(self, log: Log, partition: int, source: Source, clock: Clock) -> None:
+    def __init__(self, log: Log, partition: int, source: Source, clock: Clock, schemas: Schemas | None = None) -> None:
         self.log = log
         self.partition = partition
         self.source = source
         self.clock = clock
+        self.schemas = schemas
+
+    async def readable(self, records: Sequence[Record]) -> int:
+        """How many of the records, from the first, can be sorted now; at least one, which may have to be waited for."""
+        if self.schemas is None:
+            return len(records)
+        for index, record in enumerate(records):
+            while (missing := self.schemas.missing(record.value)) is not None:
+                if index > 0:
+                    return index  # those before it need not wait
+                what = f"partition {self.partition}: the command at offset {record.offset}"
+                await self.schemas.fetch(missing, what)
+        return len(records)
 
     def sort(self, records: Iterable[Record]) -> Sorted:
         """Decode the records; queries are answered at once, from the durable state."""
         found = Sorted([], [], [])
         for record in records:
             try:
-                command = _decoded(record)
+                command = _decoded(record, self.schemas)
             except DecodeError as error:
                 found.elsewhere.append(self._letter(record.offset, record.key, record.value, str(error)))
                 continue
             home = partition_of(command.workflow_id, self.log.partitions)
             if isinstance(command.body, Query) and (home == self.partition or not command.workflow_id):
                 found.answers.extend(self._answer(command, command.body))
-            elif home != self.partition:
-                found.elsewhere.extend(self._outgoing(command, Forward(home, command)))
             elif (refused := _unfit(record, command)) is not None:
                 if command.reply_to is None:
                     found.elsewhere.append(self._letter(record.offset, record.key, record.value, str(refused)))
                 found.answers.extend(self._reply(command, refused=refused))
+            elif home != self.partition:  # only what fits: others may write larger records than the log takes from us
+                found.elsewhere.extend(self._outgoing(command, Forward(home, command)))
             else:
                 found.commands.append((record.offset, command))
         return found
@@ -125,8 +140,8 @@ class Intake:
         return outgoing((effect,), self.partition, command.workflow_id, self.log.partitions)
 
 
-def _decoded(record: Record) -> Command:
-    command = decode_command(record.value or b"")
+def _decoded(record: Record, schemas: Schemas | None) -> Command:
+    command = decode_command(record.value or b"", None if schemas is None else schemas.schema_of)
     if len(command.command_id.encode()) > COMMAND_ID_BYTES_MAX:
         raise DecodeError(
             f"command_id must have at most {COMMAND_ID_BYTES_MAX} bytes, found {command.command_id[:80]}…"

@@ -20,6 +20,7 @@ from streamflow.codec.avro import (
     encode_task,
     encode_timer,
 )
+from streamflow.codec.envelope import to_confluent
 from streamflow.config import RECORD_BYTES_MAX
 from streamflow.core.commands import Command, FireTimer
 from streamflow.core.effects import (
@@ -46,8 +47,14 @@ LETTER_BYTES: Final = 2 * LETTER_KEY_BYTES_MAX + 4 * REASON_CHARACTERS_MAX + 500
 """What a dead letter holds beside the value that it keeps, at most."""
 
 
-def outgoing(effects: Iterable[Effect], partition: int, workflow_id: str, partitions: int) -> list[Outgoing]:
-    """The records that the effects of a run make on other topics; local effects make none."""
+def outgoing(
+    effects: Iterable[Effect], partition: int, workflow_id: str, partitions: int, *, status_schema: int | None = None
+) -> list[Outgoing]:
+    """The records that the effects of a run make on other topics; local effects make none.
+
+    A status, which tools of others read and the engine does not, is in Confluent framing where `status_schema` is the
+    id of its schema. All else stays readable without a registry.
+    """
     records: list[Outgoing] = []
     for effect in effects:
         if type(effect) is StartAttempt:
@@ -61,6 +68,8 @@ def outgoing(effects: Iterable[Effect], partition: int, workflow_id: str, partit
                 records.append(Outgoing(steps_topic(queue), partition, workflow_id.encode(), encode_task(task)))
             case PublishStatus(status=status):
                 value = None if status is None else encode_fitting(status)
+                if value is not None and status_schema is not None:
+                    value = to_confluent(value, status_schema)
                 records.append(Outgoing(STATUS, partition, workflow_id.encode(), value))
             case SendReply(reply_to=reply_to, reply=reply):
                 # A sender that names a partition which does not exist reads none: there is nobody to tell.

@@ -27,7 +27,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from streamflow.codec.avro import decode_history, encode_history
+from streamflow.codec.avro import encode_history
+from streamflow.codec.registry import Schemas
 from streamflow.codec.turns import event_size
 from streamflow.config import RECORD_BYTES_MAX, Limits
 from streamflow.core.derive import effects_since
@@ -46,7 +47,7 @@ from streamflow.core.partition import Decided, DecidedTurn, Partition
 from streamflow.core.reading import split, split_snapshot
 from streamflow.errors import Fenced, Unavailable
 from streamflow.ids import ID_BYTES_MAX
-from streamflow.logs.base import COMMANDS, HISTORY, Log, Outgoing
+from streamflow.logs.base import COMMANDS, HISTORY, STATUS, Log, Outgoing, Record
 from streamflow.metrics import LATE_OUTCOMES, RUNS_BLOCKED
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
@@ -54,7 +55,7 @@ from streamflow.worker.ending import end, error_of
 from streamflow.worker.executor import Attempt, AttemptOutcome, Executor
 from streamflow.worker.intake import Intake
 from streamflow.worker.outbox import outgoing
-from streamflow.worker.restore import READ_LIMIT, Restorer
+from streamflow.worker.restore import Restorer, first_turns_since
 from streamflow.worker.state import Copied, Entry, PartitionRow, PartitionState, change_of
 from streamflow.worker.trimming import SNAPSHOT_TURNS_BYTES_MAX, Snapshot, Trimmer
 from streamflow.workflow.code import RunCode
@@ -108,6 +109,7 @@ class Processor:
         limits: Limits,
         timeout_of: Callable[[str], int | None] = lambda workflow: None,
         retention_of: Callable[[str], int | None] = lambda workflow: None,
+        schemas: Schemas | None = None,
     ) -> None:
         self.partition = partition
         self.owner = owner
@@ -121,8 +123,9 @@ class Processor:
         self.limits = limits
         self.status = ProcessorState.RESTORING
         self.core = Partition(self, code_of, term=0, consumed=0)
-        self.intake = Intake(log, partition, self.state, clock)
+        self.intake = Intake(log, partition, self.state, clock, schemas)
         self.trimmer = Trimmer(self)
+        self._status_schema = None if schemas is None else schemas.ids.get(STATUS)
         self._loop = asyncio.get_running_loop()
         # What is decided must not see the context of the step that happened to wake the processor.
         self._context = contextvars.copy_context()
@@ -221,18 +224,7 @@ class Processor:
         """Derive again what the last owner may not have published."""
         offset = self.published = await self.log.published_offset(self.partition)
         offset = max(offset, await self.log.start_offset(HISTORY, self.partition))
-        first_turns: dict[str, int] = {}
-        while offset < self._next_offset:
-            records = await self.log.read(HISTORY, self.partition, offset, limit=READ_LIMIT)
-            if not records:
-                break
-            offset = records[-1].offset + 1
-            for record in records:
-                decoded = decode_history(record.value or b"")
-                if isinstance(decoded, Turn):
-                    # The least: a record that does not count may come first, and an id may begin anew.
-                    first = min(first_turns.get(decoded.workflow_id, decoded.turn), decoded.turn)
-                    first_turns[decoded.workflow_id] = first
+        first_turns = await first_turns_since(self.log, self.partition, offset, self._next_offset)
         pending: list[Outgoing] = []
         for count, (workflow_id, first) in enumerate(first_turns.items(), start=1):
             pending += self._derived(workflow_id, first)
@@ -250,7 +242,10 @@ class Processor:
             effects.append(PublishStatus(run.status()))
         else:
             effects = [PublishStatus(None)]
-        return outgoing(effects, self.partition, workflow_id, self.log.partitions)
+        return self._outgoing(effects, workflow_id)
+
+    def _outgoing(self, effects: Iterable[Effect], workflow_id: str) -> list[Outgoing]:
+        return outgoing(effects, self.partition, workflow_id, self.log.partitions, status_schema=self._status_schema)
 
     @property
     def durably_consumed(self) -> int:
@@ -298,16 +293,22 @@ class Processor:
         """Read commands and stage them, as long as there is room."""
         follow = self.log.follow(COMMANDS, self.partition, self.core.consumed, limit=self.limits.commands_read_max)
         async for records in follow:
-            await self._has_room()
-            found = self.intake.sort([record for record in records if record.offset >= self.core.next_command])
-            if found.elsewhere:
-                await self.log.publish(found.elsewhere)  # first: a turn may say that they are consumed
-            for offset, command in found.commands:
-                self.core.command(offset, command)
-            self.core.skip(records[-1].offset)
-            self._answers += found.answers
-            self._staged = len(records)
-            self._wake()
+            while records:
+                readable = await self.intake.readable(records)
+                await self._take(records[:readable])
+                records = records[readable:]
+
+    async def _take(self, records: Sequence[Record]) -> None:
+        await self._has_room()
+        found = self.intake.sort([record for record in records if record.offset >= self.core.next_command])
+        if found.elsewhere:
+            await self.log.publish(found.elsewhere)  # first: a turn may say that they are consumed
+        for offset, command in found.commands:
+            self.core.command(offset, command)
+        self.core.skip(records[-1].offset)
+        self._answers += found.answers
+        self._staged = len(records)
+        self._wake()
 
     async def _has_room(self) -> None:
         while self._is_full():
@@ -372,7 +373,7 @@ class Processor:
         if decided.late:
             LATE_OUTCOMES.inc(decided.late)
         for workflow_id, effect in decided.answers:
-            answers += outgoing((effect,), self.partition, workflow_id, self.log.partitions)
+            answers += self._outgoing((effect,), workflow_id)
             self._perform_local(workflow_id, (effect,))  # only attempts that run again: their turns are long durable
         if not decided.turns:
             if answers:
@@ -497,7 +498,7 @@ class Processor:
             del pending[0]
             if not pending:
                 del self._unacknowledged[workflow_id]
-            records += outgoing(item.effects, self.partition, workflow_id, self.log.partitions)
+            records += self._outgoing(item.effects, workflow_id)
             self._perform_local(workflow_id, item.effects)
         self._publish(records + batch.answers, batch.end_offset)
 

@@ -184,3 +184,20 @@ class Restorer:
         self._await_snapshot(snapshot.workflow_id, False)
         numbered = [(turn.turn, value) for turn, value in turns]
         self._entries.append(restored_of(run, numbered, offset=self._parts_offset))
+
+
+async def first_turns_since(log: Log, partition: int, offset: int, end: int) -> dict[str, int]:
+    """For each run with a turn from `offset` on, the first such turn: what is derived again begins there."""
+    first_turns: dict[str, int] = {}
+    while offset < end:
+        records = await log.read(HISTORY, partition, offset, limit=READ_LIMIT)
+        if not records:
+            break
+        offset = records[-1].offset + 1
+        for record in records:
+            decoded = decode_history(record.value or b"")
+            if isinstance(decoded, Turn):
+                # The least: a record that does not count may come first, and an id may begin anew.
+                first = min(first_turns.get(decoded.workflow_id, decoded.turn), decoded.turn)
+                first_turns[decoded.workflow_id] = first
+    return first_turns

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from streamflow.codec.registry import Schemas
 from streamflow.config import LIMITS, Limits
 from streamflow.core.inputs import CodeFactory
 from streamflow.core.machines.run import Run
@@ -71,6 +72,7 @@ class Worker:
         queues: Iterable[str] = (),
         owns_partitions: bool = True,
         limits: Limits = LIMITS,
+        schemas: Schemas | None = None,
     ) -> None:
         wanted = max_parallel_steps if max_parallel_steps is not None else getattr(app, "max_parallel_steps", 64)
         if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
@@ -85,6 +87,7 @@ class Worker:
                 "a worker that owns no partitions needs queues to serve: name one, as in queues=['gpu']"
             )
         self.limits = limits
+        self.schemas = schemas
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.clock = Clock()
         self.partitions: dict[int, asyncio.Task[None]] = {}
@@ -105,13 +108,16 @@ class Worker:
     async def start(self) -> None:
         """Join the group and begin to own partitions; idempotent, but a stopped worker stays stopped.
 
-        Raises `Unavailable` when the log or the local state cannot be used; nothing is left over then.
+        Raises `Unavailable` when the log, the local state or the schema registry cannot be used, and `InvalidArguments`
+        when the registry refuses our schemas; nothing is left over then.
         """
         if self._died is not None:
             return
         loop = asyncio.get_running_loop()
         self._died = loop.create_future()
         try:
+            if self.schemas is not None:
+                await self.schemas.register(self.log.app)
             if self._state_root is not None:
                 from streamflow.store.slots import lease_slot
 
@@ -325,6 +331,7 @@ class Worker:
                 timeout_of=self._timeout_of,
                 retention_of=self._retention_of,
                 limits=self.limits,
+                schemas=self.schemas,
             )
             timers = TimerService(
                 self.log,

@@ -3,7 +3,8 @@
 `kafka` is the bootstrap address of one node that the whole run shares, `kafka_cluster` a running three-node cluster
 that the run shares too: whoever hurts it heals it; `kafka_runtime` is for tests that start their own. Tests that ask
 for one of them have the marker `kafka`; whoever gets them by `getfixturevalue` sets it himself.
-`STREAMFLOW_TEST_KAFKA=host:port` is used instead of the one node.
+`STREAMFLOW_TEST_KAFKA=host:port` is used instead of the one node. `registry` is a schema registry that the run
+shares, `java` compiles and runs Java clients.
 
 Where no broker can be had, these tests are skipped, and the last lines of the run say so. Where the environment says
 that it must be there (`CI`, or `STREAMFLOW_REQUIRE_KAFKA=1`), the run fails.
@@ -20,11 +21,14 @@ import pytest
 from streamflow.broker import BrokerMissing, Cluster
 from streamflow.broker.jars import find_runtime
 from streamflow.broker.probe import Probe
+from tests.kafka.artifacts import Java, RunningRegistry, java_folder, registry_folder, running_registry
 from tests.kafka.stage import After
 
 ADDRESS_VARIABLE: Final = "STREAMFLOW_TEST_KAFKA"
 REQUIRE_VARIABLE: Final = "STREAMFLOW_REQUIRE_KAFKA"
 FIXTURES: Final = frozenset({"kafka", "kafka_cluster", "kafka_runtime"})
+FETCHED: Final = {"registry": registry_folder, "java": java_folder}
+"""Fixtures for which more than the broker is fetched."""
 ATTEMPTS: Final = 5
 """Of a second each, for a broker that somebody else started."""
 
@@ -73,6 +77,31 @@ def kafka_cluster(kafka_runtime: None, tmp_path_factory: pytest.TempPathFactory)
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def registry(
+    kafka_runtime: None, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningRegistry]:
+    """A schema registry that the whole run shares: use subjects of your own; whoever hurts it heals it."""
+    _fetched(pytestconfig, "registry")
+    with running_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def java(kafka_runtime: None, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Java:
+    """Compiles and runs clients that are written in Java."""
+    _fetched(pytestconfig, "java")
+    return Java(tmp_path_factory.mktemp("java"))
+
+
+def _fetched(config: pytest.Config, fixture: str) -> None:
+    try:
+        FETCHED[fixture]()
+    except BrokerMissing as error:
+        config.stash[_why_missing] = str(error)
+        pytest.skip(f"no {fixture}: {error}")
+
+
 @pytest.fixture
 def fault_report(pytestconfig: pytest.Config) -> FaultReport:
     """Keeps what a fault cost, for the end of the run: called with a name and what the log said afterwards."""
@@ -100,12 +129,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Fetch the broker before the first test: it may take longer than a test may."""
+    used = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     ours = FIXTURES - {"kafka"} if os.environ.get(ADDRESS_VARIABLE) else FIXTURES
-    needed = any(not ours.isdisjoint(getattr(item, "fixturenames", ())) for item in session.items)
-    if not needed or session.config.option.collectonly:
+    if ours.isdisjoint(used) or session.config.option.collectonly:
         return
+
+    def say(text: str) -> None:
+        _write(session.config, f"\n{text}")
+
     try:
-        find_runtime(lambda text: _write(session.config, f"\n{text}"))
+        find_runtime(say)
+        for name, fetch in FETCHED.items():
+            if name in used:
+                fetch(say)
     except BrokerMissing as error:
         session.config.stash[_why_missing] = str(error)
 

@@ -13,6 +13,7 @@ from confluent_kafka import KafkaException, Producer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamflow.codec.registry import RegistrySettings
 from streamflow.errors import InvalidArguments, StreamflowError
 from streamflow.logs import open_log
 from streamflow.logs.kafka_url import FILES, KEPT, KafkaUrl, parse_kafka, refused, unreachable
@@ -27,7 +28,7 @@ def test_the_addresses_are_those_of_the_brokers():
 
 def test_ours_and_librdkafkas_settings_are_told_apart():
     url = parse_kafka("kafka://a?partitions=3&replication=2&schema.registry.url=http://r&linger.ms=5&client.id=x")
-    assert (url.partitions, url.replication, url.registry) == (3, 2, "http://r")
+    assert (url.partitions, url.replication, url.registry) == (3, 2, RegistrySettings(("http://r",)))
     assert url.settings == {"linger.ms": "5", "client.id": "x"}
     assert parse_kafka("kafka://a", 7).partitions == 7
 
