@@ -39,6 +39,13 @@ class Limits(Struct, frozen=True, kw_only=True):
     steps_waiting_max: int = 20_000
     """Attempts that wait for a free slot per worker; above it the worker takes no new commands."""
 
+    queue_read_max: int = 16
+    """Attempts read at once from a partition of a step queue: each may be a megabyte, and there are few slots."""
+
+    queue_window_max: int = 256
+    """Attempts taken from a partition of a step queue beyond the oldest that still runs: so many are run again at most
+    when the worker dies, and so many run beside one that takes very long."""
+
     step_threads_max: int = 64
     """Threads for plain `def` steps: they mostly wait for IO, and each costs a stack."""
 
@@ -53,6 +60,28 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     stop_seconds: float = 5.0
     """How long a stopping worker waits for what is under way to become durable."""
+
+    trim_records_min: int = 20_000
+    """History records that trimming must remove to be worth its snapshots: half a second of a restore."""
+
+    snapshot_runs_at_once: int = 32
+    """Runs copied forward in one append: a few milliseconds, so that turns need not wait for a trim."""
+
+    trim_seconds: float = 600.0
+    """How often an owner trims the topics that are trimmed by age (a step worker its queue), on a local log also how
+    exactly; and how long a history that hardly grows may hold what runs have left behind."""
+
+    commands_kept_seconds: float = 7 * 86_400.0
+    """How long consumed commands stay in the log, to see what was asked. Those not consumed stay until they are."""
+
+    replies_kept_seconds: float = 3_600.0
+    """How long answers stay: far longer than anybody waits for one."""
+
+    dead_letters_kept_seconds: float = 28 * 86_400.0
+    """How long what could not be applied stays, for somebody to look at it."""
+
+    attempts_kept_seconds: float = 86_400.0
+    """How long attempts that are done with stay on the topic of their queue, to see what was asked."""
 
     request_seconds: float = 30.0
     """How long a client waits for the answer to a command before it raises `Unavailable`."""

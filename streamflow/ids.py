@@ -54,6 +54,13 @@ def check_app(name: str) -> str:
     return name
 
 
+def check_queue(name: str) -> str:
+    """Return `name` when it can end a Kafka topic's name, as an app's begins one, else raise `ValueError`."""
+    if not isinstance(name, str) or not 1 <= len(name) <= APP_LENGTH_MAX or not APP_CHARACTERS.issuperset(name):
+        raise ValueError(f"queue must match [a-z0-9._-]{{1,{APP_LENGTH_MAX}}}, found {name!r}: it names a topic")
+    return name
+
+
 _M: Final = 0x5BD1E995
 _MASK: Final = 0xFFFFFFFF
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from streamflow.client.client import Client
 from streamflow.codec.registry import Schemas
-from streamflow.errors import InvalidArguments, StreamflowError
+from streamflow.errors import InvalidArguments
 from streamflow.ids import check_app
 from streamflow.logs.open import open_log
 
@@ -74,16 +74,21 @@ async def serve(
     metrics_port: int | None = None,
     create_topics: bool = True,
 ) -> AsyncGenerator[Client, None]:
-    """A worker of the app in this process, and a client to it."""
-    if queues:
-        raise StreamflowError("queues= is not part of this version: the worker runs all steps itself; leave it out")
+    """A worker of the app in this process, and a client to it; it serves the step `queues` beside its partitions."""
     from streamflow.worker import Worker
 
     url = log_url(url)
     log = await open_log(url, app=app.name, create=create_topics)
     try:
         schemas = schemas_of(url)
-        worker = Worker(app, log, state_dir=state_dir, max_parallel_steps=max_parallel_steps, schemas=schemas)
+        worker = Worker(
+            app,
+            log,
+            state_dir=state_dir,
+            max_parallel_steps=max_parallel_steps,
+            queues=queues,
+            schemas=schemas,
+        )
         async with _metrics(metrics_port):
             try:
                 await worker.start()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamflow.errors import InvalidArguments
-from streamflow.ids import check_app, check_id, murmur2, partition_of
+from streamflow.ids import check_app, check_id, check_queue, murmur2, partition_of
 
 JAVA_VECTORS = {
     "21": -973932308,
@@ -67,6 +67,17 @@ def test_another_id_is_refused_with_what_it_was_for(id, why):
 @pytest.mark.parametrize("name", ["shop", "a", "a" * 64, "shop-2.eu_west"])
 def test_an_app_name_can_prefix_a_topic(name):
     assert check_app(name) == name
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu-a100.eu_west"])
+def test_a_queue_name_can_end_a_topic(name):
+    assert check_queue(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "a" * 65, "GPU", "a b", 7])
+def test_another_queue_name_is_refused(name):
+    with pytest.raises(ValueError, match="queue must match"):
+        check_queue(name)
 
 
 @pytest.mark.parametrize("name", ["", "a" * 65, "Shop", "my shop", "shop/a", "ä", 7, None])

@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 
 import streamflow as sf
 from streamflow.codec.avro import decode_history
+from streamflow.codec.turns import turns_of
 from streamflow.core.events import (
     Claim,
     Event,
@@ -35,6 +36,7 @@ from streamflow.core.events import (
     RunCompleted,
     RunCreated,
     RunFailed,
+    RunSnapshot,
     RunTerminated,
     SignalAwaited,
     SignalTaken,
@@ -174,13 +176,20 @@ class History:
             parts.drop()
             self.claims.append((partition, record))
             return None
-        # Snapshots are written when a log is trimmed, which takes days: the logs read here are younger.
-        assert isinstance(record, Turn), record
-        turn = parts.add(record)
-        if turn is not None:
-            for event in turn.events:
+        whole = parts.add(record)
+        if isinstance(whole, RunSnapshot):  # the run so far: what there was of it before may be trimmed
+            self.runs.pop(whole.workflow_id, None)
+            for turn, _ in turns_of(whole):
+                self._take_turn(turn)
+            return None
+        if whole is not None:
+            self._take_turn(whole)
+        return whole
+
+    def _take_turn(self, turn: Turn) -> None:
+        for event in turn.events:
+            if isinstance(event, RunCreated) or turn.workflow_id in self.runs:  # else its beginning was trimmed
                 self._take_event(turn, event)
-        return turn
 
     def _take_event(self, turn: Turn, event: Event) -> None:
         if isinstance(event, RunCreated):

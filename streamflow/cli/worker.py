@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Generator, Sized
+from collections.abc import Generator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ import click
 from streamflow.cli.apps import load_app
 from streamflow.cli.output import Output
 from streamflow.cli.session import json_option, place_of, url_option
+from streamflow.ids import check_queue
 
 if TYPE_CHECKING:
     from streamflow import App
@@ -51,6 +52,14 @@ _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31
     "--max-parallel-steps", type=click.IntRange(min=1), help="Steps at once in one process; the app's default."
 )
 @click.option(
+    "--queue",
+    "queues",
+    metavar="Q",
+    multiple=True,
+    callback=lambda context, parameter, names: _queue_names(names),
+    help="Run the steps of this queue, and nothing else: no partitions are owned. May be given several times.",
+)
+@click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
     help="Local state; it can be rebuilt from the log.  [default: beside the SQLite file]",
@@ -72,6 +81,7 @@ def worker(
     spec: str,
     processes: int,
     max_parallel_steps: int | None,
+    queues: tuple[str, ...],
     state_dir: Path | None,
     no_create_topics: bool,
     log_level: str,
@@ -85,9 +95,13 @@ def worker(
     you like, on one log: they share the partitions. One process uses one core; --processes starts several. A second
     Ctrl-C exits at once.
 
+    With --queue it is a step worker: it takes the steps of these queues from the workers that own the runs, wherever
+    they are, and runs nothing else. Some worker without --queue must run, too.
+
     \b
     Example:
       streamflow worker shop:app
+      streamflow worker shop:app --queue gpu --max-parallel-steps 2
       streamflow worker shop/flows.py:app --url sqlite:////var/lib/shop.db --max-parallel-steps 16
       streamflow worker shop:app --processes 4 --url kafka://broker:9092
     """
@@ -98,6 +112,7 @@ def worker(
 
         options = ["--log-level", log_level]
         options += [] if max_parallel_steps is None else ["--max-parallel-steps", str(max_parallel_steps)]
+        options += [word for queue in queues for word in ("--queue", queue)]
         options += [] if state_dir is None else ["--state-dir", str(state_dir)]
         options += ["--no-create-topics"] if no_create_topics else []
         options += ["--json"] if as_json else []
@@ -120,10 +135,18 @@ def worker(
             Output(as_json=as_json),
             state_dir=state_dir,
             max_parallel_steps=max_parallel_steps,
+            queues=queues,
             create=not no_create_topics,
             stop_with_stdin=stop_with_stdin,
         )
     )
+
+
+def _queue_names(names: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return tuple(check_queue(name) for name in names)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _tune_collector() -> None:
@@ -144,6 +167,7 @@ async def _serve(
     *,
     state_dir: Path | None,
     max_parallel_steps: int | None,
+    queues: Sequence[str],
     create: bool,
     stop_with_stdin: bool,
 ) -> None:
@@ -159,11 +183,17 @@ async def _serve(
         log = await open_log(url, app=app.name, create=create)
         try:
             worker = Worker(
-                app, log, state_dir=state_dir, max_parallel_steps=max_parallel_steps, schemas=schemas_of(url)
+                app,
+                log,
+                state_dir=state_dir,
+                max_parallel_steps=max_parallel_steps,
+                queues=queues,
+                owns_partitions=not queues,
+                schemas=schemas_of(url),
             )
             try:
                 await worker.start()
-                _announce(app, url, log.partitions, output)
+                _announce(app, url, log.partitions, queues, output)
                 died = asyncio.create_task(worker.wait(), name="worker")
                 stopped = asyncio.create_task(stopping.wait(), name="stop signal")
                 await asyncio.wait((died, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -188,13 +218,15 @@ async def _leave_stubborn_steps() -> None:
         os._exit(0)
 
 
-def _announce(app: App, url: str, partitions: int, output: Output) -> None:
+def _announce(app: App, url: str, partitions: int, queues: Sequence[str], output: Output) -> None:
     place = place_of(url)
     if output.as_json:
-        output.line({"app": app.name, "url": place, "partitions": partitions, "pid": os.getpid()})
+        line: dict[str, object] = {"app": app.name, "url": place, "partitions": partitions, "pid": os.getpid()}
+        output.line({**line, "queues": list(queues)} if queues else line)
+    serves = f"queues {', '.join(queues)}" if queues else f"partitions 0 to {partitions - 1}"
     output.say(
         f"Serving app {app.name} ({_count(app.workflows, 'workflow')}, {_count(app.steps, 'step')}) on {place}, "
-        f"partitions 0 to {partitions - 1}, pid {os.getpid()}; Ctrl-C stops gracefully"
+        f"{serves}, pid {os.getpid()}; Ctrl-C stops gracefully"
     )
 
 

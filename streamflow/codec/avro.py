@@ -27,8 +27,8 @@ from streamflow.codec.envelope import (
     split,
 )
 from streamflow.core.commands import BODIES, Command
-from streamflow.core.effects import DeadLetter, Reply, StatusRecord, TimerRecord
-from streamflow.core.events import EVENTS, Applied, Claim, HistoryRecord, RunSnapshot, Turn
+from streamflow.core.effects import DeadLetter, Reply, StatusRecord, StepTask, TimerRecord
+from streamflow.core.events import EVENTS, Applied, Claim, HistoryRecord, RemoteCall, RunSnapshot, Turn
 from streamflow.errors import ErrorInfo
 
 T = TypeVar("T")
@@ -136,19 +136,25 @@ def _classes(*classes: type, more: Iterable[type] = ()) -> dict[str, type]:
 @cache
 def command_codec() -> Codec[Command]:
     """The codec of `<app>.commands`."""
-    return Codec("Command", _classes(Command, more=BODIES))
+    return Codec("Command", _classes(Command, ErrorInfo, more=BODIES))
 
 
 @cache
 def history_codec() -> Codec[HistoryRecord]:
     """The codec of `<app>.history`."""
-    return Codec("History", _classes(Claim, Turn, RunSnapshot, Applied, ErrorInfo, more=EVENTS))
+    return Codec("History", _classes(Claim, Turn, RunSnapshot, Applied, ErrorInfo, RemoteCall, more=EVENTS))
 
 
 @cache
 def timer_codec() -> Codec[TimerRecord]:
     """The codec of `<app>.timers`."""
     return Codec("Timer", {"Timer": TimerRecord})
+
+
+@cache
+def task_codec() -> Codec[StepTask]:
+    """The codec of `<app>.steps.<queue>`."""
+    return Codec("StepTask", _classes(StepTask))
 
 
 @cache
@@ -197,6 +203,16 @@ def encode_timer(record: TimerRecord) -> bytes:
 def decode_timer(data: bytes, schema_of: SchemaOf | None = None) -> TimerRecord:
     """A pending timer from bytes."""
     return timer_codec().decode(data, schema_of)
+
+
+def encode_task(record: StepTask) -> bytes:
+    """An attempt for a queue as bytes."""
+    return task_codec().encode(record)
+
+
+def decode_task(data: bytes, schema_of: SchemaOf | None = None) -> StepTask:
+    """An attempt for a queue from bytes that anybody may have written."""
+    return task_codec().decode(data, schema_of)
 
 
 def encode_status(record: StatusRecord) -> bytes:

@@ -10,8 +10,10 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+from streamflow.errors import ErrorInfo
+
 IfExists: TypeAlias = Literal["attach", "error", "restart"]
-TimerKind: TypeAlias = Literal["start", "deadline", "sleep", "step"]
+TimerKind: TypeAlias = Literal["start", "deadline", "sleep", "step", "retention"]
 
 
 class StartWorkflow(Struct, frozen=True, kw_only=True):
@@ -60,6 +62,22 @@ class FireTimer(Struct, frozen=True, kw_only=True):
     fire_at: int = 0
 
 
+class ReportAttempt(Struct, frozen=True, kw_only=True):
+    """What became of an attempt on a queue. Ignored unless exactly that attempt is awaited.
+
+    Without `error` it completed with `result` (None is the JSON value null). With one it failed: for good, or to be
+    tried again `retry_after_ms` after the owner has taken this.
+    """
+
+    run: int
+    number: int
+    attempt: int
+    result: bytes | None = None
+    error: ErrorInfo | None = None
+    retry_after_ms: int | None = None
+    started_at: int = 0
+
+
 class Query(Struct, frozen=True, kw_only=True):
     """A read, answered by the partition's owner: `status`, `steps`, `history` or `list`; `params` is a JSON object."""
 
@@ -68,7 +86,14 @@ class Query(Struct, frozen=True, kw_only=True):
 
 
 Body: TypeAlias = (
-    StartWorkflow | CancelWorkflow | TerminateWorkflow | SignalWorkflow | CleanupWorkflow | FireTimer | Query
+    StartWorkflow
+    | CancelWorkflow
+    | TerminateWorkflow
+    | SignalWorkflow
+    | CleanupWorkflow
+    | FireTimer
+    | ReportAttempt
+    | Query
 )
 BODIES: tuple[type[Body], ...] = (
     StartWorkflow,
@@ -77,6 +102,7 @@ BODIES: tuple[type[Body], ...] = (
     SignalWorkflow,
     CleanupWorkflow,
     FireTimer,
+    ReportAttempt,
     Query,
 )
 

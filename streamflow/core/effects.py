@@ -1,7 +1,7 @@
 """Effects: what the runtime does once a turn is durable. Data, derived from turns alone: they can be derived again.
 
-`TimerRecord`, `StatusRecord`, `Reply` and `DeadLetter` are also what leaves the partition on the topics of these names;
-their field names are those of the schemas.
+`TimerRecord`, `StepTask`, `StatusRecord`, `Reply` and `DeadLetter` are also what leaves the partition on the topics of
+these names; their field names are those of the schemas.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from streamflow.errors import ErrorInfo
 
 
 class TimerRecord(Struct, frozen=True, kw_only=True):
-    """A pending timer of a run: `kind` start, deadline, sleep or step (a delay before attempt `attempt`)."""
+    """A pending timer: `kind` is start, deadline, sleep, step (before `attempt`) or retention (of a closed run)."""
 
     workflow_id: str
     kind: str
@@ -28,6 +28,22 @@ class TimerRecord(Struct, frozen=True, kw_only=True):
     def key(self) -> bytes:
         """The key on the timers topic: the workflow id and, behind a NUL that the rest never has, the timer's id."""
         return f"{self.workflow_id}\0{self.run}.{self.kind}.{self.number}.{self.attempt}".encode()
+
+
+class StepTask(Struct, frozen=True, kw_only=True):
+    """An attempt for whoever serves the step's queue: `name` is that of the call, `step` the registered one."""
+
+    workflow_id: str
+    run: int
+    number: int
+    attempt: int
+    workflow: str
+    step: str
+    name: str
+    args: bytes
+    scheduled_at: int
+    timeout_ms: int | None = None
+    retry: bytes | None = None
 
 
 class StatusRecord(Struct, frozen=True, kw_only=True):
@@ -92,6 +108,13 @@ class StartAttempt(Struct, frozen=True):
     attempt: int
 
 
+class DispatchAttempt(Struct, frozen=True):
+    """Put an attempt on the queue's topic: a step worker runs it and answers with a command."""
+
+    queue: str
+    task: StepTask
+
+
 class RecordStart(Struct, frozen=True):
     """Record that `attempt` of the at-most-once step `number` starts; `StartAttempt` follows when that is durable."""
 
@@ -101,7 +124,10 @@ class RecordStart(Struct, frozen=True):
 
 
 class CancelAttempt(Struct, frozen=True):
-    """Nobody waits for the step `number` of run number `run` any more: cancel its attempt if it runs here."""
+    """Nobody waits for the step `number` of run number `run` any more: cancel its attempt if it runs here.
+
+    One that was put on a queue is not called back: it runs in vain, and its outcome is dropped.
+    """
 
     run: int
     number: int
@@ -128,5 +154,13 @@ class Forward(Struct, frozen=True):
 
 
 Effect: TypeAlias = (
-    SetTimer | DropTimer | StartAttempt | RecordStart | CancelAttempt | PublishStatus | SendReply | Forward
+    SetTimer
+    | DropTimer
+    | StartAttempt
+    | DispatchAttempt
+    | RecordStart
+    | CancelAttempt
+    | PublishStatus
+    | SendReply
+    | Forward
 )

@@ -38,8 +38,21 @@ class RunStarted(Struct, frozen=True, kw_only=True):
     """The workflow's code began to run."""
 
 
+class RemoteCall(Struct, frozen=True, kw_only=True):
+    """How a step on a queue was called: what the process that runs it cannot find in its own code.
+
+    `step` is the registered name, `workflow` whose retry policy counts where the step has none, `timeout_ms` bounds an
+    attempt, `retry` is the policy of the call itself (a JSON object of its numbers), None where the code's counts.
+    """
+
+    step: str
+    workflow: str
+    timeout_ms: int | None = None
+    retry: bytes | None = None
+
+
 class StepScheduled(Struct, frozen=True, kw_only=True):
-    """The code called a step. Its first attempt may start at once, or at `start_at`."""
+    """The code called a step. Its first attempt may start at once, or at `start_at`; `queue` says who runs it."""
 
     number: int
     name: str
@@ -48,6 +61,7 @@ class StepScheduled(Struct, frozen=True, kw_only=True):
     start_at: int | None = None
     queue: str | None = None
     at_most_once: bool = False
+    remote: RemoteCall | None = None
 
 
 class StepDue(Struct, frozen=True, kw_only=True):
@@ -193,6 +207,12 @@ class RunDeleted(Struct, frozen=True, kw_only=True):
     """The run was cleaned up: nothing of it is kept."""
 
 
+class RetentionSet(Struct, frozen=True, kw_only=True):
+    """The run, just closed, is kept until `delete_at`."""
+
+    delete_at: int
+
+
 Event: TypeAlias = (
     RunCreated
     | RunStarted
@@ -219,6 +239,7 @@ Event: TypeAlias = (
     | RunBlocked
     | RunUnblocked
     | RunDeleted
+    | RetentionSet
 )
 EVENTS: tuple[type[Event], ...] = (
     RunCreated,
@@ -246,6 +267,7 @@ EVENTS: tuple[type[Event], ...] = (
     RunBlocked,
     RunUnblocked,
     RunDeleted,
+    RetentionSet,
 )
 
 

@@ -6,7 +6,6 @@ Rules of this file:
   before it under its id, and every turn says how far the commands topic is consumed. Within one pass only the last turn
   moves that offset, so that a pass of which only a part became durable is taken again from the start, and deduplicated.
 - A refused command is a value (a rejection with its reason), never an exception, and leaves no turn.
-- An outcome counts only for the attempt that runs now, a timer only while it is pending: everything else is dropped.
 - Time never runs backwards: `at` of a turn is at least that of the one before. One pass has one instant, so that the
   fold of a turn, which knows no other, gives what was live.
 
@@ -18,72 +17,42 @@ restored. Nothing here performs an effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Protocol, TypeAlias, assert_never
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeAlias
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from streamflow.core.commands import (
-    CancelWorkflow,
-    CleanupWorkflow,
     Command,
     FireTimer,
-    Query,
-    SignalWorkflow,
-    StartWorkflow,
-    TerminateWorkflow,
 )
 from streamflow.core.effects import (
-    DropTimer,
     Effect,
     PublishStatus,
     RecordStart,
     Reply,
     SendReply,
     StartAttempt,
-    TimerRecord,
 )
 from streamflow.core.events import (
     Applied,
-    CancelRequested,
     RunBlocked,
-    RunCancelled,
-    RunCreated,
-    RunDeleted,
-    RunFailed,
-    RunStarted,
-    RunTerminated,
     RunUnblocked,
-    SignalReceived,
-    StepAttemptFailed,
-    StepCompleted,
-    StepDue,
     StepFailed,
-    StepStarted,
-    TimerFired,
     Turn,
-    instant,
 )
+from streamflow.core.inputs import CodeFactory, Inputs, Rejected, StepOutcome, attach_code
 from streamflow.core.machines.run import Run, RunState
+from streamflow.core.machines.state import Decision
 from streamflow.core.machines.step import Step, StepState
-from streamflow.core.replay import Code, Execution
+from streamflow.core.replay import Execution
 from streamflow.errors import ErrorInfo
-
-StepOutcome: TypeAlias = StepStarted | StepCompleted | StepFailed | StepAttemptFailed
 
 CLOCK_SKEW_MS_MAX: Final = 1000
 """How far a timer may lie ahead of the owner's clock and still count as due: clocks of two hosts differ."""
 
 COMMANDS_REMEMBERED_MAX: Final = 1_000
 """Commands of earlier runs that a new run of their id still knows: more than senders repeat, and they fit a record."""
-
-
-class Rejected(Struct, frozen=True):
-    """A command that cannot be: `type` is the `RequestError` to raise at the sender."""
-
-    type: str
-    message: str
 
 
 Answer: TypeAlias = tuple[str, Effect]
@@ -108,11 +77,15 @@ class DecidedTurn(Struct, frozen=True):
 
 
 class Decided(Struct, frozen=True):
-    """The result of one pass. `answers`, each with its workflow id, are owed once all turns up to here are durable."""
+    """The result of one pass. `answers`, each with its workflow id, are owed once all turns up to here are durable.
+
+    `late` counts the outcomes from queues that nobody awaited any more.
+    """
 
     turns: list[DecidedTurn]
     answers: list[Answer]
     dead: list[DeadCommand]
+    late: int = 0
 
 
 class Runs(Protocol):
@@ -120,9 +93,6 @@ class Runs(Protocol):
 
     def turns(self, workflow_id: str) -> Sequence[Turn]:
         """All turns of the run, of its current number, oldest first; also those not durable yet. [] if unknown."""
-
-
-CodeFactory: TypeAlias = Callable[[Execution, Run], Code]
 
 
 class Staged(Struct, frozen=True):
@@ -143,10 +113,12 @@ class Partition:
         term: int,
         consumed: int,
         timeout_of: Callable[[str], int | None] = lambda workflow: None,
+        retention_of: Callable[[str], int | None] = lambda workflow: None,
     ) -> None:
         self.runs = runs
         self.code_of = code_of
-        self.timeout_of = timeout_of  # milliseconds, of a start that says none itself
+        self.inputs = Inputs(code_of, timeout_of)
+        self.retention_of = retention_of
         self.term = term
         self.seq = 0
         self.consumed = consumed
@@ -193,6 +165,7 @@ class Partition:
         # A timer service ahead of us moves our time, by so little that it never leads the real one by more.
         self.at = max(self.at, now, *(at for at in self._fire_at if at <= now + CLOCK_SKEW_MS_MAX))
         self._fire_at = []
+        self.inputs.late = 0
         turns: list[DecidedTurn] = []
         answers: list[Answer] = []
         dead: list[DeadCommand] = []
@@ -204,7 +177,7 @@ class Partition:
         self.consumed = self.next_command
         if turns:
             turns[-1].turn.consumed = self.consumed
-        return Decided(turns, answers, dead)
+        return Decided(turns, answers, dead, self.inputs.late)
 
     def evict(self, workflow_id: str) -> None:
         """Drop a run from memory; it is loaded again when an input comes."""
@@ -236,9 +209,9 @@ class Partition:
             self._resume(execution)
         for item in (None, *inputs):
             if isinstance(item, tuple):
-                self._outcome(execution, *item)
+                self.inputs.outcome(execution, *item)
             elif item is not None:
-                verdict = self._command(execution, item.command)
+                verdict = self.inputs.command(execution, item.command)
                 if isinstance(verdict, Rejected):
                     _reject(verdict, item, answers, dead)
                 elif verdict is not None:
@@ -264,6 +237,7 @@ class Partition:
     ) -> DecidedTurn | None:
         """Make a turn of what the execution has gathered, if anything happened."""
         run = execution.run
+        execution.retain(self.retention_of)
         events, effects = execution.flush()
         if not events and not applied:
             if run.is_closed or run.state is RunState.NONE:
@@ -311,7 +285,7 @@ class Partition:
             execution.keep_signals(turns)
         if run.state is RunState.BLOCKED and unblock:
             execution.emit(RunUnblocked())
-        if run.state is RunState.RUNNING and self._attach_code(execution):
+        if run.state is RunState.RUNNING and attach_code(execution, self.code_of):
             execution.replay(turns)
         if execution.diverged is None:
             return execution
@@ -327,19 +301,6 @@ class Partition:
         for turn in turns:
             run.fold(turn)
         return Execution(run, at=self.at)
-
-    def _attach_code(self, execution: Execution) -> bool:
-        """Give the execution its workflow's code; without any it diverges."""
-        run = execution.run
-        factory = self.code_of(run.workflow)
-        if factory is None:
-            execution.diverge(
-                f"run {run.workflow_id} is of workflow {run.workflow}, which this worker's app does not have: "
-                f"start a worker whose app registers it"
-            )
-            return False
-        execution.code = factory(execution, run)
-        return True
 
     def _block(self, execution: Execution, events: int, inputs: int) -> Execution:
         """The code does not fit. Keep the events and inputs before the input that showed it, so many of each; then take
@@ -360,7 +321,10 @@ class Partition:
         return fresh
 
     def _resume(self, execution: Execution) -> None:
-        """A new owner: the attempts that were open run again; those that must not are failed."""
+        """A new owner: the attempts that were open here run again; those that must not are failed.
+
+        What was put on a queue is still there, or with whoever took it; or it is derived again (`effects_since`).
+        """
         if execution.run.state is not RunState.RUNNING:
             return
         # What the code has only now decided, replayed with what it did not know before, starts by itself.
@@ -368,7 +332,7 @@ class Partition:
         for decision in list(execution.run.decisions.values()):
             if execution.diverged is not None:
                 return
-            if not isinstance(decision, Step) or not decision.has_attempt or decision.number in begun:
+            if not isinstance(decision, Step) or not decision.runs_here or decision.number in begun:
                 continue
             if decision.state is StepState.STARTED:
                 error = ErrorInfo(
@@ -377,165 +341,22 @@ class Partition:
                 )
                 execution.take(StepFailed(number=decision.number, attempt=decision.attempt, error=error))
             else:
-                execution.effects += decision.begin(execution.run.run)
-
-    def _outcome(self, execution: Execution, run_number: int, outcome: StepOutcome) -> None:
-        run = execution.run
-        step = run.step(outcome.number)
-        if run.run != run_number or step is None or not step.accepts(outcome.attempt):
-            return
-        if type(outcome) is StepStarted:
-            # A blocked run has no code that could run the attempt: its start must not be used up.
-            if step.state is StepState.OPEN and run.state is RunState.RUNNING:
-                execution.take(outcome)
-        elif type(outcome) is StepAttemptFailed:
-            execution.take(replace(outcome, retry_at=instant(outcome.retry_at)))
-        else:
-            execution.take(outcome)
-
-    # -- commands ----------------------------------------------------------------------------------------------------
-
-    def _command(self, execution: Execution, command: Command) -> Rejected | bytes | None:
-        """Apply a command: the JSON value of its answer, why it is refused, or None where nobody asks (timers)."""
-        run = execution.run
-        body = command.body
-        assert not isinstance(body, Query), "a query changes nothing: it is answered without the core"
-        if isinstance(body, FireTimer):
-            self._timer(execution, body)
-            return None
-        if command.command_id in run.commands:
-            return b"null" if not isinstance(body, CleanupWorkflow) else b"true"
-        if isinstance(body, StartWorkflow):
-            return self._start(execution, body)
-        if run.state is RunState.NONE or run.state is RunState.DELETED:
-            return Rejected("WorkflowNotFound", f"there is no run {run.workflow_id}: check the id, or start it first")
-        if isinstance(body, CleanupWorkflow):
-            return self._cleanup(execution, body)
-        if run.is_closed:
-            doing = DOING[type(body)]
-            return Rejected(
-                "CommandRejected",
-                f"run {run.workflow_id} is {run.state}: only an open run can be {doing}; start a new one",
-            )
-        match body:
-            case CancelWorkflow():
-                self._cancel(execution)
-            case TerminateWorkflow(reason=reason):
-                execution.take(RunTerminated(reason=reason))
-            case SignalWorkflow(name=name, value=value, error=error):
-                signal = run.mailbox.received
-                execution.take(SignalReceived(signal=signal, name=name, value=value, error=error))
-            case _:
-                assert_never(body)
-        return b"null"
-
-    def _start(self, execution: Execution, body: StartWorkflow) -> Rejected | bytes:
-        run = execution.run
-        if run.state is not RunState.NONE and run.state is not RunState.DELETED:
-            if run.workflow != body.workflow:
-                return Rejected(
-                    "WorkflowExists",
-                    f"run {run.workflow_id} is of workflow {run.workflow}, not {body.workflow}: choose another id",
-                )
-            if body.if_exists == "error":
-                return Rejected(
-                    "WorkflowExists",
-                    f"run {run.workflow_id} exists already, {run.state}: choose another id, or if_exists='attach'",
-                )
-            if body.if_exists != "restart" or not run.is_closed:
-                return b"null"
-        if self.code_of(body.workflow) is None:
-            return Rejected(
-                "WorkflowNotFound",
-                f"no workflow {body.workflow} on this worker: register it on the app that the worker serves, "
-                f"or check the name (run {run.workflow_id} was not started)",
-            )
-        start_at = body.start_at if body.delay_ms is None else self.at + body.delay_ms
-        start_at = None if start_at is None else instant(start_at)
-        timeout_ms = self.timeout_of(body.workflow) if body.timeout_ms is None else body.timeout_ms
-        begins_at = self.at if start_at is None else max(start_at, self.at)
-        execution.restart()
-        execution.take(
-            RunCreated(
-                workflow=body.workflow,
-                args=body.args,
-                run=run.run + 1,
-                start_at=start_at,
-                timeout_ms=timeout_ms,
-                deadline_at=None if timeout_ms is None else instant(begins_at + timeout_ms),
-                context=body.context,
-            )
-        )
-        if start_at is None:
-            self._begin(execution)
-        return b"null"
-
-    def _begin(self, execution: Execution) -> None:
-        """The run's code begins."""
-        self._attach_code(execution)  # where there is none, the caller finds the execution diverged
-        execution.take(RunStarted())
-
-    def _cancel(self, execution: Execution) -> None:
-        run = execution.run
-        if run.state is RunState.SCHEDULED:
-            execution.take(RunCancelled())
-        elif not run.cancel_requested:
-            execution.take(CancelRequested())
-
-    def _cleanup(self, execution: Execution, body: CleanupWorkflow) -> bytes:
-        if not execution.run.is_closed:
-            if not body.force:
-                return b"false"
-            execution.take(RunTerminated(reason="cleaned up"))
-        execution.take(RunDeleted())
-        return b"true"
-
-    def _timer(self, execution: Execution, fired: FireTimer) -> None:
-        """A timer is due: ignore it unless it is pending, and then have its record dropped."""
-        run = execution.run
-        if run.run != fired.run or not run.timer_pending(fired.kind, fired.number, fired.attempt):
-            stale = TimerRecord(
-                workflow_id=run.workflow_id,
-                kind=fired.kind,
-                run=fired.run,
-                number=fired.number,
-                attempt=fired.attempt,
-                fire_at=fired.fire_at,
-            )
-            execution.effects.append(DropTimer(stale))
-            return
-        if run.timer_due_at(fired.kind, fired.number) > self.at:
-            return  # somebody else's command, or a clock far ahead: the service sends it again when it is due
-        match fired.kind:
-            case "start":
-                self._begin(execution)
-            case "deadline":
-                execution.take(RunFailed(error=_deadline_error(run)))
-            case "sleep":
-                execution.take(TimerFired(number=fired.number))
-            case _:
-                execution.take(StepDue(number=fired.number, attempt=fired.attempt))
-
-
-DOING: Final[Mapping[type[Struct], str]] = {
-    CancelWorkflow: "cancelled",
-    TerminateWorkflow: "terminated",
-    SignalWorkflow: "signalled",
-}
+                execution.effects += decision.begin(execution.run.workflow_id, execution.run.run)
 
 
 def _blocked(error: Exception) -> RunBlocked:
     return RunBlocked(error=ErrorInfo(type="streamflow.errors.NonDeterminismError", message=str(error)))
 
 
-def _deadline_error(run: Run) -> ErrorInfo:
-    return ErrorInfo(type="TimeoutError", message=f"run {run.workflow_id} did not end within its timeout")
-
-
 def _mark(run: Run) -> object:
     """What of a run its published status must follow at once: steps that follow each other change none of it."""
-    parked = None if run.open_attempts else tuple(run.decisions)
+    parked = None if run.open_attempts else [_waits(decision) for decision in run.decisions.values()]
     return (run.run, run.state, run.progress, parked)
+
+
+def _waits(decision: Decision) -> object:
+    """What makes one wait of a parked run differ from another: on a queue also which attempt it is."""
+    return (decision.number, decision.state, decision.attempt) if isinstance(decision, Step) else decision.number
 
 
 def _with_earlier(run: Run, applied: list[Applied]) -> list[Applied]:
@@ -568,26 +389,3 @@ def _reject(why: Rejected, item: Staged, answers: list[Answer], dead: list[DeadC
         error=ErrorInfo(type=why.type, message=why.message),
     )
     answers.append((command.workflow_id, SendReply(command.reply_to, reply)))
-
-
-def effects_since(turns: Iterable[Turn], first: int) -> tuple[Run, list[Effect]]:
-    """Fold a run's turns; the effects are those of turn `first` and later, for an owner that derives them again."""
-    run: Run | None = None
-    effects: list[Effect] = []
-    for turn in turns:
-        run = run or Run(workflow_id=turn.workflow_id)
-        due = run.fold(turn)
-        if turn.turn >= first:
-            effects += due
-            effects += [
-                reply
-                for applied in turn.commands
-                if applied.reply_to is not None
-                for reply in [_accepted(turn.workflow_id, applied.command_id, applied.reply_to)]
-            ]
-    assert run is not None
-    return run, effects
-
-
-def _accepted(workflow_id: str, command_id: str, reply_to: int) -> SendReply:
-    return SendReply(reply_to, Reply(command_id=command_id, workflow_id=workflow_id, accepted=True, value=b"null"))

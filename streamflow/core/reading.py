@@ -8,9 +8,12 @@ counts. (Why: two owners can write at once for a moment, and a producer may repe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from streamflow.core.events import Applied, Claim, Event, HistoryRecord, Turn
+from msgspec.structs import replace
+
+from streamflow.core.events import Applied, Claim, Event, HistoryRecord, RunSnapshot, Turn
 
 SEQ_AFTER_GAP: Final = 2**62
 """Stands for the last seq once a gap was seen: no record follows it. A number, so that (term, seq) is all to keep."""
@@ -55,20 +58,20 @@ class ReadingRule:
 
 
 class Assembler:
-    """Joins the parts of turns that were too large for one record; parts of one turn follow each other."""
+    """Joins the parts of turns and snapshots too large for one record; the parts of one follow each other."""
 
     __slots__ = ("parts",)
 
     def __init__(self) -> None:
-        self.parts: list[Turn] = []
+        self.parts: list[Turn | RunSnapshot] = []
 
-    def add(self, part: Turn) -> Turn | None:
-        """The whole turn when `part` is its last part, else None."""
+    def add(self, part: Turn | RunSnapshot) -> Turn | RunSnapshot | None:
+        """The whole turn or snapshot when `part` is its last part, else None."""
         if part.part == 0:
             self.parts = []  # what came before was cut off by a crash, and never counted
             if part.last:
                 return part
-        elif len(self.parts) != part.part or self.parts[-1].turn != part.turn:
+        elif len(self.parts) != part.part or self.parts[-1].turn != part.turn or type(self.parts[-1]) is not type(part):
             self.parts = []
             return None
         self.parts.append(part)
@@ -117,10 +120,31 @@ def split(turn: Turn, sizes: list[int], *, bytes_max: int) -> list[Turn]:
     ]
 
 
-def join(parts: list[Turn]) -> Turn:
-    """The turn of which these are all the parts, in order."""
+def split_snapshot(snapshot: RunSnapshot, *, bytes_max: int) -> list[RunSnapshot]:
+    """Cut a snapshot into parts with at most `bytes_max` bytes of turns; what is larger stays alone in its part."""
+    groups: list[list[bytes]] = [[]]
+    filled = 0
+    for turn in snapshot.turns:
+        if filled and filled + len(turn) > bytes_max:
+            groups.append([])
+            filled = 0
+        filled += len(turn)
+        groups[-1].append(turn)
+    last = len(groups) - 1
+    return [
+        replace(snapshot, seq=snapshot.seq + part, turns=turns, part=part, last=part == last)
+        for part, turns in enumerate(groups)
+    ]
+
+
+def join(parts: Sequence[Turn | RunSnapshot]) -> Turn | RunSnapshot:
+    """The turn or snapshot of which these are all the parts, in order."""
     last = parts[-1]
     assert last.last and [part.part for part in parts] == list(range(len(parts))), parts
+    if isinstance(last, RunSnapshot):
+        turns = [turn for part in parts if isinstance(part, RunSnapshot) for turn in part.turns]
+        return replace(last, turns=turns, part=0)
+    of_turn = [part for part in parts if isinstance(part, Turn)]
     return Turn(
         workflow_id=last.workflow_id,
         turn=last.turn,
@@ -128,6 +152,6 @@ def join(parts: list[Turn]) -> Turn:
         seq=last.seq,
         at=last.at,
         consumed=last.consumed,
-        events=[event for part in parts for event in part.events],
-        commands=[command for part in parts for command in part.commands],
+        events=[event for part in of_turn for event in part.events],
+        commands=[command for part in of_turn for command in part.commands],
     )

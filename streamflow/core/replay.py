@@ -24,19 +24,30 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeAlias, assert_never
 
-from streamflow.core.effects import CancelAttempt, DropTimer, Effect, RecordStart, SetTimer, StartAttempt
+from streamflow.core.effects import (
+    CancelAttempt,
+    DispatchAttempt,
+    DropTimer,
+    Effect,
+    RecordStart,
+    SetTimer,
+    StartAttempt,
+)
 from streamflow.core.events import (
     CancelRequested,
     Event,
     ProgressSet,
+    RemoteCall,
+    RetentionSet,
     RunCancelled,
     RunCompleted,
     RunCreated,
     RunFailed,
     RunStarted,
+    RunTerminated,
     SignalAwaited,
     SignalReceived,
     SignalTaken,
@@ -52,7 +63,7 @@ from streamflow.core.events import (
     instant,
 )
 from streamflow.core.machines import signal, step, timer
-from streamflow.core.machines.run import Run
+from streamflow.core.machines.run import CLOSED, Run
 from streamflow.errors import NonDeterminismError
 
 Outcome: TypeAlias = StepCompleted | StepFailed | TimerFired | SignalTaken
@@ -87,7 +98,15 @@ class Decisions(Protocol):
     """What workflow code may ask of the engine, while it is drained."""
 
     def step(
-        self, name: str, args: bytes, *, start_at: int | None, queue: str | None, at_most_once: bool, check_args: bool
+        self,
+        name: str,
+        args: bytes,
+        *,
+        start_at: int | None,
+        queue: str | None,
+        at_most_once: bool,
+        check_args: bool,
+        remote: RemoteCall | None = None,
     ) -> int:
         """Schedule a step; the number under which its outcome will come."""
 
@@ -204,6 +223,13 @@ class Execution:
         self.effects += self.run.apply(event, self.at)
         self.events.append(event)
 
+    def retain(self, retention_of: Callable[[str], int | None]) -> None:
+        """A run that has closed since the last flush is kept as long as its workflow's retention, in ms, says now."""
+        if self.run.state in CLOSED and any(type(event) in CLOSING for event in self.events):
+            retention_ms = retention_of(self.run.workflow)
+            if retention_ms is not None:
+                self.emit(RetentionSet(delete_at=instant(self.at + retention_ms)))
+
     def flush(self) -> tuple[list[Event], list[Effect]]:
         """The events and effects since the last flush, those effects left out that cancel each other."""
         events, effects = self.events, _without_pairs(self.effects)
@@ -219,7 +245,15 @@ class Execution:
     # -- from the code, while it is drained --------------------------------------------------------------------------
 
     def step(
-        self, name: str, args: bytes, *, start_at: int | None, queue: str | None, at_most_once: bool, check_args: bool
+        self,
+        name: str,
+        args: bytes,
+        *,
+        start_at: int | None,
+        queue: str | None,
+        at_most_once: bool,
+        check_args: bool,
+        remote: RemoteCall | None = None,
     ) -> int:
         """Schedule a step, or find the recorded one; its arguments must then be the recorded ones."""
         if self._is_over():
@@ -235,6 +269,7 @@ class Execution:
                 start_at=None if start_at is None else instant(start_at),
                 queue=queue,
                 at_most_once=at_most_once,
+                remote=remote,
             )
             self.emit(event)
             return number
@@ -394,6 +429,8 @@ DELIVERED: Final = frozenset(
 )
 """The events of a history that reach the code; the others are its own decisions, or between the engine and a step."""
 
+CLOSING: Final = frozenset({RunCompleted, RunFailed, RunCancelled, RunTerminated})
+
 SHOWN_BYTES_MAX: Final = 300
 """How much of the arguments an error shows."""
 
@@ -430,6 +467,8 @@ def _without_pairs(effects: list[Effect]) -> list[Effect]:
                 begun[record.key] = place
             case StartAttempt(run=run, number=number) | RecordStart(run=run, number=number):
                 begun[run, number] = place
+            case DispatchAttempt(task=task):
+                begun[task.run, task.number] = place
             case DropTimer(timer=record) if record.key in begun:
                 del left[begun.pop(record.key)], left[place]
             case CancelAttempt(run=run, number=number) if (run, number) in begun:

@@ -11,6 +11,8 @@ What every adapter promises (tests/contract/test_log.py runs against each):
   way. Appends of several partitions that wait at the same time share one transaction where the log has them.
 - **Membership is never the fence.** The group only says who should try to own what; two members may believe that they
   own one partition, and the fence decides.
+- **A step queue has a group of its own**, whose members share the partitions of its topic and keep there how far each
+  is done with; nothing fences them, since an attempt that two of them run counts once.
 """
 
 from __future__ import annotations
@@ -28,7 +30,15 @@ REPLIES: Final = "replies"
 DEAD_LETTERS: Final = "dead-letters"
 TOPICS: Final = (COMMANDS, HISTORY, TIMERS, STATUS, REPLIES, DEAD_LETTERS)
 COMPACTED: Final = frozenset({TIMERS, STATUS})
-"""Topics that keep the newest record of each key; older ones may vanish, offsets stay."""
+"""Topics that keep the newest record of each key; older ones may vanish, offsets stay. They are never trimmed."""
+
+STEPS_PREFIX: Final = "steps."
+"""Topics `steps.<queue>` come into being with their first record, reader or member."""
+
+
+def steps_topic(queue: str) -> str:
+    """The topic (without the app's prefix) of a step queue."""
+    return STEPS_PREFIX + queue
 
 
 class Record(NamedTuple):
@@ -95,22 +105,33 @@ class Log(Protocol):
 
         `published=(partition, offset)` records in the same transaction (or right after) that everything derived from
         `history[partition]` below `offset` has been published; it never goes back. The future raises `Unavailable`,
-        and then nothing of this call is written. Topics `steps.<queue>` come into being with their first record.
+        and then this call does not move the published offset, nor does any later one of the partition, even one whose
+        records are written: what failed must be derived again. Asking `published_offset` ends that: from there the
+        partition's owner begins anew, and calls made before count no more. Of a call that failed nothing is
+        written, or (Kafka) perhaps a part. Topics `steps.<queue>` come into being with their first record.
         """
         ...
 
     async def published_offset(self, partition: int) -> int:
-        """The highest offset recorded by `publish(published=…)` for this partition, 0 if none."""
+        """The highest offset recorded by `publish(published=…)` for this partition, 0 if none.
+
+        Who asks derives from there again: see `publish` for what that means after a failed one.
+        """
         ...
 
     async def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[Record]:
-        """Durable records from `offset` on, at most `limit`, at once; [] at the end."""
+        """Durable records from `offset` on, at most `limit`, at once; [] at the end.
+
+        Below the start it goes on at the start: what was trimmed is not missed by most, and a reader that cannot do
+        without it (a restore) compares `start_offset`.
+        """
         ...
 
     def follow(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> AsyncIterator[list[Record]]:
         """Non-empty batches from `offset` on, waiting (not spinning) at the end, until the log is closed.
 
-        Pulling slower is back-pressure. The position is the reader's own: any number may follow one partition.
+        Pulling slower is back-pressure. The position is the reader's own: any number may follow one partition. Below
+        the start it goes on at the start, as `read` does, also when the part ahead of it is trimmed meanwhile.
         """
         ...
 
@@ -120,6 +141,25 @@ class Log(Protocol):
 
     async def end_offset(self, topic: str, partition: int) -> int:
         """The offset that the next record will get, as far as it is durable now."""
+        ...
+
+    async def trim(self, topic: str, partition: int, before: int) -> int:
+        """Let everything below offset `before` go; gives the new start. Nobody reads below it from now on, but for what
+        a follower has fetched already.
+
+        The start moves at once and all the way, or not at all; when the room is free again is the log's affair. It
+        never goes back and never beyond the end, so repeating is harmless. Compacted topics are `InvalidArguments`;
+        `Unavailable` means that the start may or may not have moved.
+        """
+        ...
+
+    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        """An offset so that every record below it was written before `at_ms`, by the log's own clock.
+
+        The highest such offset where the log keeps the time of each record. A local log keeps none: it remembers
+        where the end was whenever it is asked, and answers with the last of those marks; asked once an hour it is an
+        hour behind at most, and never ahead.
+        """
         ...
 
     async def join(self, owner: str, *, instance: str | None = None) -> Membership:
@@ -132,6 +172,13 @@ class Log(Protocol):
 
     async def verify(self) -> None:
         """Raise `CorruptLog` when the topics are not the ones that were opened: deleted, and perhaps made anew."""
+        ...
+
+    async def join_queue(self, queue: str, owner: str) -> QueueMembership:
+        """Become a member of the group that serves the topic `steps.<queue>`, apart from the app's own group.
+
+        A name that a living member of that group has is `InvalidArguments`. The topic is made if it is missing.
+        """
         ...
 
     async def close(self) -> None:
@@ -165,4 +212,20 @@ class Membership(Protocol):
 
     async def leave(self) -> None:
         """Release everything and leave the group at once. Idempotent."""
+        ...
+
+
+class QueueMembership(Membership, Protocol):
+    """A step worker's place in the group of one queue, and how far that group is done with the queue's partitions."""
+
+    async def committed(self, partition: int) -> int:
+        """The offset to go on from: the highest that any member committed, 0 at first."""
+        ...
+
+    async def commit(self, partition: int, offset: int) -> None:
+        """Every record below `offset` is done with. It never goes back.
+
+        Raises `Unavailable`, and also where the partition is this member's no more (Kafka): then nothing changed, and
+        whoever has it does the records in between again.
+        """
         ...

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from streamflow.errors import Fenced, InvalidArguments, PayloadTooLarge, Unavailable
-from streamflow.logs.base import HISTORY, TOPICS, Outgoing
-
-STEPS_PREFIX: Final = "steps."
-"""Topics `steps.<queue>` come into being with their first record or reader."""
+from streamflow.ids import check_queue as check_queue_name
+from streamflow.logs.base import COMPACTED, HISTORY, STEPS_PREFIX, TOPICS, Outgoing
 
 RECORD_BYTES_MAX: Final = 1_000_000
 """Key and value of one record: what an Apache Kafka broker takes by default (1,048,588), less its own framing, so
@@ -18,9 +16,25 @@ that a run which fits on a local log fits on a cluster."""
 
 def check_topic(topic: str) -> str:
     """Return `topic` (without the app's prefix) when the log has or may have it."""
-    if topic not in TOPICS and not (topic.startswith(STEPS_PREFIX) and len(topic) > len(STEPS_PREFIX)):
-        raise InvalidArguments(f"unknown topic {topic!r}: known are {', '.join(TOPICS)} and steps.<queue>")
+    if topic not in TOPICS:
+        if not topic.startswith(STEPS_PREFIX):
+            raise InvalidArguments(f"unknown topic {topic!r}: known are {', '.join(TOPICS)} and steps.<queue>")
+        check_queue(topic.removeprefix(STEPS_PREFIX))
     return topic
+
+
+def check_trim(topic: str) -> None:
+    """Raise `InvalidArguments` for a topic that is not trimmed."""
+    if check_topic(topic) in COMPACTED:
+        raise InvalidArguments(f"topic {topic} keeps the newest record of each key: publish tombstones, do not trim it")
+
+
+def check_queue(queue: str) -> str:
+    """Return `queue` when it can name a topic, else raise `InvalidArguments`."""
+    try:
+        return check_queue_name(queue)
+    except ValueError as error:
+        raise InvalidArguments(str(error)) from None
 
 
 def check_partition(partition: int, partitions: int) -> None:

@@ -13,14 +13,25 @@ line. What Kafka cannot promise, and what follows from it, is in DESIGN.md.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from streamflow.errors import CorruptLog, InvalidArguments
+from streamflow.errors import CorruptLog, InvalidArguments, Unavailable
 from streamflow.ids import check_id
-from streamflow.logs.base import COMMANDS, HISTORY, TOPICS, Outgoing, Record
-from streamflow.logs.checks import check_append, check_partition, check_publish, check_size, check_topic, closed
+from streamflow.logs.base import COMMANDS, HISTORY, TOPICS, Outgoing, Record, steps_topic
+from streamflow.logs.checks import (
+    check_append,
+    check_partition,
+    check_publish,
+    check_queue,
+    check_size,
+    check_topic,
+    check_trim,
+    closed,
+)
 from streamflow.logs.kafka_following import Following
 from streamflow.logs.kafka_membership import Group, KafkaMembership
 from streamflow.logs.kafka_offsets import PublishedOffsets
@@ -46,6 +57,22 @@ async def open_kafka(url: KafkaUrl, *, app: str, create: bool) -> KafkaLog:
     return KafkaLog(url, app, topics, cluster, found, create=create)
 
 
+class _Held(NamedTuple):
+    """A publish that is not handed over yet."""
+
+    done: asyncio.Future[None]
+    records: Sequence[Outgoing]
+    mark: tuple[int, int, int] | None
+    size: int
+
+
+def _pass_on(to: asyncio.Future[None], done: asyncio.Future[None]) -> None:
+    error = done.exception()
+    if to.done():
+        return  # the caller does not wait any more
+    to.set_result(None) if error is None else to.set_exception(error)
+
+
 class KafkaLog:
     """See `streamflow.logs.base.Log`; created by `open_kafka`."""
 
@@ -64,6 +91,9 @@ class KafkaLog:
         self._following = Following(url, app, self._reading.read, self._reading.bounds)
         self._members: list[KafkaMembership] = []
         self._making: dict[str, asyncio.Task[bool]] = {}
+        self._held: deque[_Held] = deque()
+        """Publishes that wait for a topic to be made, and all that came after them."""
+        self._publishing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._verified_until = self._loop.time() + VERIFIED_SECONDS
 
@@ -113,14 +143,34 @@ class KafkaLog:
             done: asyncio.Future[None] = self._loop.create_future()
             done.set_exception(closed(self.url))
             return done
-        if known:
-            return self._writing.publish(records, published, size)
-        return self._loop.create_task(self._publish_new(tuple(records), published, size))
+        mark = self._writing.mark(published)
+        if known and not self._held:
+            return self._writing.publish(records, mark, size)
+        held = _Held(self._loop.create_future(), tuple(records), mark, size)
+        self._held.append(held)
+        if len(self._held) == 1:
+            self._publishing = self._loop.create_task(self._publish_held(), name="publish-new-topics")
+        return held.done
 
-    async def _publish_new(self, records: Sequence[Outgoing], published: tuple[int, int] | None, size: int) -> None:
-        for topic in {record.topic for record in records} - self._known:
-            await self._ensure(topic)
-        await self._writing.publish(records, published, size)
+    async def _publish_held(self) -> None:
+        """Hand over, in order, what waits for a topic to be made: nothing overtakes it, no published offset either."""
+        while self._held:
+            held = self._held[0]
+            try:
+                for topic in {record.topic for record in held.records} - self._known:
+                    if not await self._ensure(topic):
+                        raise Unavailable(
+                            f"{self.url}: there is no topic {self._topics.name(topic)}, and this handle may not make "
+                            f"it: have it made with {self._partitions} partitions, or start without --no-create-topics"
+                        )
+            except Exception as error:  # the caller's future tells it
+                self._held.popleft()
+                self._writing.void(held.mark)
+                if not held.done.done():
+                    held.done.set_exception(error)
+                continue
+            self._held.popleft()
+            self._writing.publish(held.records, held.mark, held.size).add_done_callback(partial(_pass_on, held.done))
 
     async def _ensure(self, topic: str) -> bool:
         """Make a step queue's topic if it is not there; False if it is not and this handle may not."""
@@ -168,6 +218,18 @@ class KafkaLog:
             return (0, 0)
         return await self._reading.bounds(self._topics.name(topic), partition)
 
+    async def trim(self, topic: str, partition: int, before: int) -> int:
+        check_trim(topic)
+        start, end = await self._bounds(topic, partition)
+        if before <= start:
+            return start
+        return await self._topics.delete_before(topic, partition, min(before, end))
+
+    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        if not await self._is_there(topic, partition):
+            return 0
+        return await self._reading.offset_at(self._topics.name(topic), partition, at_ms)
+
     async def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[Record]:
         if not await self._is_there(topic, partition):
             return []
@@ -202,7 +264,21 @@ class KafkaLog:
         self._check_open()
         check_id(owner, what="owner")
         await self.verify()
-        group = Group(self._url, self._app, self._topics.name(COMMANDS), self._partitions, note=self._found[HISTORY].id)
+        return await self._join(COMMANDS, self._app, owner, instance, note=self._found[HISTORY].id)
+
+    async def join_queue(self, queue: str, owner: str) -> KafkaMembership:
+        topic = steps_topic(check_queue(queue))
+        check_id(owner, what="owner")
+        await self.verify()
+        if not await self._is_there(topic, 0):
+            raise InvalidArguments(
+                f"{self.url}: there is no topic {self._topics.name(topic)}, and this worker may not make it: have it "
+                f"made with {self._partitions} partitions, or start without --no-create-topics"
+            )
+        return await self._join(topic, self._topics.name(topic), owner, None, note="")
+
+    async def _join(self, topic: str, name: str, owner: str, instance: str | None, *, note: str) -> KafkaMembership:
+        group = Group(self._url, name, self._topics.name(topic), self._partitions, note)
         member = await KafkaMembership.join(group, owner, instance)
         self._members.append(member)
         return member
@@ -232,6 +308,9 @@ class KafkaLog:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        if self._publishing is not None:
+            await asyncio.wait((self._publishing,))
         await self._writing.close()
+        await asyncio.sleep(0)  # what it settled last has reached the futures of those that were held
         await asyncio.gather(*(member.leave() for member in self._members))
         await asyncio.gather(self._following.close(), self._reading.close(), self._offsets.close())

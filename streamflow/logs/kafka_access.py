@@ -19,8 +19,7 @@ from typing import Final, NamedTuple
 from confluent_kafka import KafkaError
 
 from streamflow.errors import InvalidArguments
-from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS, TOPICS
-from streamflow.logs.checks import STEPS_PREFIX
+from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, STEPS_PREFIX, TIMERS, TOPICS
 
 DENIED: Final = frozenset({
     KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -55,11 +54,11 @@ _TOPICS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         HISTORY: (*_READ, *_WRITE, *_MAKE, *_TRIM),
         TIMERS: (*_READ, *_WRITE, *_MAKE),
         STATUS: (*_WRITE, *_MAKE),
-        REPLIES: (*_WRITE, *_MAKE),
-        DEAD_LETTERS: (*_WRITE, *_MAKE),
+        REPLIES: (*_WRITE, *_MAKE, *_TRIM),
+        DEAD_LETTERS: (*_WRITE, *_MAKE, *_TRIM),
     },
     "client": {COMMANDS: _WRITE, REPLIES: _READ, STATUS: _READ},
-    "step-worker": {COMMANDS: _WRITE},
+    "step-worker": {COMMANDS: _WRITE, DEAD_LETTERS: _WRITE},
     "projection": {HISTORY: _READ, STATUS: _READ},
 }
 ROLES: Final = tuple(_TOPICS)
@@ -76,7 +75,7 @@ def grants(role: str, app: str) -> list[Grant]:
         found.append(Grant("topic", queues, (*_WRITE, *_MAKE), prefixed=True))
         found.append(Grant("group", app, _READ))
     elif role == "step-worker":
-        found.append(Grant("topic", queues, _READ, prefixed=True))
+        found.append(Grant("topic", queues, (*_READ, *_TRIM), prefixed=True))
         found.append(Grant("group", queues, _READ, prefixed=True))
     found.append(Grant("group", f"{app}.outbox", _READ if role == "worker" else _SEE))
     found += [Grant("group", f"{app}.{name}", _SEE) for name in ("readers", "followers")]

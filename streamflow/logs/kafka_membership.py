@@ -55,7 +55,8 @@ class Group(NamedTuple):
 
     `note` is kept with the group's offsets; members with another one are refused. It is the id of the history's topic:
     that a history was deleted and made anew could not be told otherwise by a worker without any state, and all commands
-    that are kept would be carried out again.
+    that are kept would be carried out again. "" is kept and not checked: what is on a queue without its history is
+    answered to nobody.
     """
 
     url: KafkaUrl
@@ -74,6 +75,9 @@ class KafkaMembership:
         self._url, self._topic = group.url, group.topic
         self._asked: SimpleQueue[tuple[int, int | None, asyncio.Future[bool]]] = SimpleQueue()
         self._consumed: dict[int, int] = {}  # the thread's
+        self._known: dict[int, int] = {}  # the loop's
+        self._wondered: SimpleQueue[tuple[int, asyncio.Future[int]]] = SimpleQueue()
+        self._going: set[int] = set()  # the thread's: not held any more, and not stopped yet
         self._joined: asyncio.Future[None]
         self._loop = asyncio.get_running_loop()
         self._share = Share()
@@ -119,6 +123,31 @@ class KafkaMembership:
         self._asked.put((partition, consumed, done))
         return await done
 
+    async def committed(self, partition: int) -> int:
+        """See `streamflow.logs.base.QueueMembership`."""
+        if partition not in self._known:
+            done: asyncio.Future[int] = self._loop.create_future()
+            if self._leaving.is_set():
+                raise self._out(partition)
+            self._wondered.put((partition, done))
+            self._known[partition] = await done
+        return self._known[partition]
+
+    async def commit(self, partition: int, offset: int) -> None:
+        """See `streamflow.logs.base.QueueMembership`. The group refuses who is out of it."""
+        if offset <= await self.committed(partition):
+            return
+        if not await self.confirm(partition, offset):
+            self._known.pop(partition, None)  # what others have committed since counts
+            raise self._out(partition)
+        self._known[partition] = offset
+
+    def _out(self, partition: int) -> Unavailable:
+        return Unavailable(
+            f"{self._url.url}: group {self._group.name} does not tell or take the offset of {self._topic}[{partition}] "
+            f"now: it is being rearranged, or the partition went to another member"
+        )
+
     async def leave(self) -> None:
         if not self._leaving.is_set():
             self._leaving.set()
@@ -130,6 +159,8 @@ class KafkaMembership:
 
     def _update(self, assigned: frozenset[int], taken: set[int], done: threading.Event | None) -> None:
         """The group gave `assigned`; of `taken` it wants to hear when they are stopped."""
+        for partition in assigned - self._assigned:
+            self._known.pop(partition, None)  # somebody else may have moved it meanwhile
         self._assigned = assigned
         if self._share.update(assigned, assigned):
             self._changed.set()
@@ -190,6 +221,9 @@ class KafkaMembership:
             self._leaving.set()
             while not self._asked.empty():
                 self._on_loop(_succeed, self._asked.get()[2], False)
+            while not self._wondered.empty():
+                partition, wondering = self._wondered.get()
+                self._on_loop(_fail, wondering, self._out(partition))
             self._on_loop(_succeed, self._left, None)
 
     def _end(self, error: StreamflowError) -> None:
@@ -210,13 +244,29 @@ class KafkaMembership:
                 raise self._cannot_join(found.error)
             if found.offset >= 0:
                 self._consumed[found.partition] = found.offset
-            if found.metadata and found.metadata != self._group.note:
+            if self._group.note and found.metadata and found.metadata != self._group.note:
                 raise CorruptLog(
                     f"{self._url.url}: the history of app {self._group.name} was deleted and created again (topic id "
                     f"{found.metadata}, now {self._group.note}): its runs are lost, and the commands that are kept "
                     f"would start them again. Restore the topic, or delete all topics of the app and the group "
                     f"{self._group.name} to begin anew"
                 )
+
+    def _tell_committed(self, partition: int, done: asyncio.Future[int]) -> None:
+        place = [TopicPartition(self._topic, partition)]
+        try:
+            (found,) = patiently(
+                self._url,
+                lambda seconds: self._committed(place, seconds),
+                about=f"group {self._group.name}",
+            )
+        except Unavailable as error:
+            self._on_loop(_fail, done, error)
+            return
+        if found.error is not None:
+            self._on_loop(_fail, done, self._out(partition))
+        else:
+            self._on_loop(_succeed, done, max(0, found.offset))
 
     def _committed(self, places: list[TopicPartition], seconds: float) -> list[TopicPartition]:
         """The group's offsets. Who may not use the group is told so in `poll` alone; here it would only take long."""
@@ -236,9 +286,11 @@ class KafkaMembership:
 
     def _answer(self) -> None:
         """Commit for those who ask: the group takes a commit only of a member that it knows, in its present shape."""
+        while not self._wondered.empty():
+            self._tell_committed(*self._wondered.get())
         while not self._asked.empty():
             partition, consumed, done = self._asked.get()
-            if partition not in self._held:
+            if partition not in self._held and partition not in self._going:
                 self._on_loop(_succeed, done, False)
                 continue
             offset = consumed if consumed is not None else self._consumed.get(partition, 0)
@@ -298,13 +350,16 @@ class KafkaMembership:
         stopped = threading.Event()
         if self._on_loop(self._update, frozenset(self._held), taken, stopped) and not self._leaving.is_set():
             deadline = time.monotonic() + HAND_OVER_SECONDS
+            self._going = taken
             while not stopped.wait(POLL_SECONDS) and not self._leaving.is_set():
+                self._answer()  # who stops a step queue's partition commits how far it came
                 if time.monotonic() > deadline:
                     log_.warning(
                         "%s: partitions %s go to another worker before this one has stopped them (it had %.0f s); the "
                         "history's fence keeps it safe", self._url.url, sorted(taken), HAND_OVER_SECONDS,
                     )  # fmt: skip
                     break
+        self._going = set()
         consumer.incremental_unassign(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -150,6 +150,23 @@ class Reading:
         """(start offset, end offset)."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._bounds, topic, partition)
 
+    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        """The first offset of a record written at `at_ms` or later, the end offset if there is none."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._offset_at, topic, partition, at_ms)
+
+    def _offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        start, end = self._bounds(topic, partition)  # the end first: what comes meanwhile is not older
+        try:
+            places = self._asking.offsets_for_times(
+                [TopicPartition(topic, partition, max(0, at_ms))], timeout=READ_SECONDS
+            )
+        except KafkaException as error:
+            raise unreachable(self._url.url, error.args[0].str()) from None
+        (place,) = places
+        if place.error is not None:
+            raise unreachable(self._url.url, place.error.str())
+        return end if place.offset < 0 else max(start, min(place.offset, end))
+
     def _read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         reader = self._take((topic, partition, offset))
         try:

@@ -26,8 +26,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported by
 )
 
 from streamflow.errors import InvalidArguments, StreamflowError
-from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS, TOPICS
-from streamflow.logs.checks import STEPS_PREFIX, no_app, wrong_partitions
+from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, STEPS_PREFIX, TIMERS, TOPICS
+from streamflow.logs.checks import no_app, wrong_partitions
 from streamflow.logs.kafka_access import COMMAND_CONFIG, DENIED, denied
 from streamflow.logs.kafka_talk import talk
 from streamflow.logs.kafka_url import KafkaUrl, refused, unreachable
@@ -97,7 +97,7 @@ class Described(NamedTuple):
 def settings_of(topic: str, replication: int) -> dict[str, str]:
     """The settings that `topic` (without the app's prefix) is created with."""
     return {
-        **_SETTINGS.get(topic, _WEEKS),
+        **_SETTINGS.get(topic, _KEPT if topic.startswith(STEPS_PREFIX) else _WEEKS),
         **_EVERYWHERE,
         "min.insync.replicas": str(max(1, replication - 1)) if replication < 3 else "2",
     }

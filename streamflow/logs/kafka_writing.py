@@ -215,19 +215,26 @@ class Writing:
 
     # -- all other topics --------------------------------------------------------------------------------------------
 
+    def mark(self, published: tuple[int, int] | None) -> tuple[int, int, int] | None:
+        """What a publish that is called now moves: (partition, offset, chain); None when it moves nothing."""
+        if published is None or published[0] in self._void:
+            return None
+        return (*published, self._chains[published[0]])
+
+    def void(self, mark: tuple[int, int, int] | None) -> None:
+        """A publish failed: those after it do not move the published offset, until its owner begins anew."""
+        if mark is not None and mark[2] == self._chains[mark[0]]:
+            self._void.add(mark[0])
+
     def publish(
-        self, records: Sequence[Outgoing], published: tuple[int, int] | None, size: int
+        self, records: Sequence[Outgoing], upto: tuple[int, int, int] | None, size: int
     ) -> asyncio.Future[None]:
-        """See `Log.publish`; arguments are checked and the topics exist."""
+        """See `Log.publish`; arguments are checked, the topics exist, and `upto` is of `mark`."""
         done: asyncio.Future[None] = self._loop.create_future()
         if (full := self._full()) is not None:
-            if published is not None:
-                self._void.add(published[0])
+            self.void(upto)
             done.set_exception(full)
             return done
-        upto = None
-        if published is not None and published[0] not in self._void:
-            upto = (*published, self._chains[published[0]])
         publish = _Publish(done, tuple(records), upto, size)
         self._publishes.append(publish)
         self._pending_bytes += size
@@ -281,8 +288,7 @@ class Writing:
             self._publishes_sent -= 1
             self._pending_bytes -= publish.size
             if publish.error is not None:
-                if publish.published is not None:
-                    self._void.add(publish.published[0])
+                self.void(publish.published)
                 if not publish.done.done():
                     publish.done.set_exception(self._not_published(publish, publish.error))
                 continue

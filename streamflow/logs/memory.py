@@ -1,4 +1,4 @@
-"""The memory log: the port's semantics in one process, without threads, files or clocks.
+"""The memory log: the port's semantics in one process, without threads or files; its one clock tells records' age.
 
 `memory://name` is shared by all handles of that name in the process (`memory://` is one name too) and dropped when
 the last of them is closed. Acknowledgements arrive on a later turn of the event loop, in call order, so that code
@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from streamflow.errors import Fenced
 from streamflow.ids import check_id
-from streamflow.logs.base import COMPACTED, HISTORY, Outgoing, Record
+from streamflow.logs.base import COMPACTED, HISTORY, Outgoing, Record, steps_topic
 from streamflow.logs.checks import (
     check_append,
     check_partition,
     check_publish,
+    check_queue,
     check_size,
     check_topic,
+    check_trim,
     closed,
     fenced,
     fenced_behind,
@@ -31,6 +34,7 @@ from streamflow.logs.checks import (
 )
 from streamflow.logs.groups import Share, assign
 from streamflow.logs.open import PARTITIONS_DEFAULT, LocalUrl
+from streamflow.logs.queues import CommittingMembership
 
 _brokers: Final[dict[str, _Broker]] = {}
 
@@ -40,7 +44,10 @@ class _Stream:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.start = 0
         self.end = 0
+        self.marks: list[tuple[int, int]] = []
+        """When the end was where, in order: (ms since 1970, offset)."""
         self.newest: dict[bytes, int] = {}
         self.waiting: set[asyncio.Future[None]] = set()
 
@@ -55,6 +62,16 @@ class _Stream:
     def index(self, offset: int) -> int:
         return bisect.bisect_left(self.records, (offset,))
 
+    def trim(self, before: int) -> None:
+        if before > self.start:
+            self.start = min(before, self.end)
+            del self.records[: self.index(self.start)]
+
+    def mark(self, now_ms: int) -> None:
+        self.marks = [(at, offset) for at, offset in self.marks if offset > self.start]
+        if not self.marks or self.marks[-1][1] < self.end:
+            self.marks.append((now_ms, self.end))
+
     def wake(self) -> None:
         waiting, self.waiting = self.waiting, set()
         for future in waiting:
@@ -62,19 +79,13 @@ class _Stream:
                 future.set_result(None)
 
 
-class _App:
-    """The topics and the group of one app."""
+class _Group:
+    """Those who share the partitions of the app's topics, or of one queue's, and who holds which."""
 
     def __init__(self, partitions: int) -> None:
         self.partitions = partitions
-        self.identity = uuid.uuid4().hex
-        self.streams: dict[tuple[str, int], _Stream] = {}
-        self.published: dict[int, int] = {}
         self.members: dict[str, MemoryMembership] = {}
         self.owners: dict[int, str] = {}
-
-    def stream(self, topic: str, partition: int) -> _Stream:
-        return self.streams.setdefault((topic, partition), _Stream())
 
     def rebalance(self) -> None:
         """Give free partitions to those that should own them, and show every member its share."""
@@ -93,6 +104,22 @@ class _App:
                 for partition in member.share.strays(held):
                     del self.owners[partition]
                     strays = True
+
+
+class _App:
+    """The topics and the groups of one app."""
+
+    def __init__(self, partitions: int) -> None:
+        self.partitions = partitions
+        self.identity = uuid.uuid4().hex
+        self.streams: dict[tuple[str, int], _Stream] = {}
+        self.published: dict[int, int] = {}
+        self.consumed: dict[tuple[str, int], int] = {}
+        self.group = _Group(partitions)
+        self.queues: dict[str, _Group] = {}
+
+    def stream(self, topic: str, partition: int) -> _Stream:
+        return self.streams.setdefault((topic, partition), _Stream())
 
 
 class _Broker:
@@ -225,8 +252,7 @@ class MemoryLog:
         return self._topics.published.get(partition, 0)
 
     async def start_offset(self, topic: str, partition: int) -> int:
-        self._stream(topic, partition)
-        return 0
+        return self._stream(topic, partition).start
 
     async def end_offset(self, topic: str, partition: int) -> int:
         if topic == HISTORY:
@@ -239,6 +265,17 @@ class MemoryLog:
             self._tails.pop(partition, None)
         first = stream.index(offset)
         return stream.records[first : first + limit]
+
+    async def trim(self, topic: str, partition: int, before: int) -> int:
+        check_trim(topic)
+        stream = self._stream(topic, partition)
+        stream.trim(before)
+        return stream.start
+
+    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        stream = self._stream(topic, partition)
+        stream.mark(time.time_ns() // 1_000_000)
+        return max([stream.start, *(offset for at, offset in stream.marks if at <= at_ms)])
 
     def _stream(self, topic: str, partition: int) -> _Stream:
         if self._closed:
@@ -267,13 +304,30 @@ class MemoryLog:
                 stream.waiting.discard(waiting)
 
     async def join(self, owner: str, *, instance: str | None = None) -> MemoryMembership:
+        return self._join(self._topics.group, owner)
+
+    async def join_queue(self, queue: str, owner: str) -> CommittingMembership:
+        topic = steps_topic(check_queue(queue))
+        member = self._join(self._topics.queues.setdefault(queue, _Group(self.partitions)), owner)
+
+        async def committed(partition: int) -> int:
+            self._stream(topic, partition)
+            return self._topics.consumed.get((topic, partition), 0)
+
+        async def commit(partition: int, offset: int) -> None:
+            before = await committed(partition)
+            self._topics.consumed[topic, partition] = max(before, offset)
+
+        return CommittingMembership(member, committed, commit)
+
+    def _join(self, group: _Group, owner: str) -> MemoryMembership:
         self._stream(HISTORY, 0)
         check_id(owner, what="owner")
-        if owner in self._topics.members:
+        if owner in group.members:
             raise name_taken(self.url, owner)
-        member = self._topics.members[owner] = MemoryMembership(self._topics, owner)
+        member = group.members[owner] = MemoryMembership(group, owner)
         self._members.append(member)
-        self._topics.rebalance()
+        group.rebalance()
         return member
 
     async def verify(self) -> None:
@@ -296,10 +350,10 @@ class MemoryLog:
 class MemoryMembership:
     """See `streamflow.logs.base.Membership`."""
 
-    def __init__(self, topics: _App, owner: str) -> None:
+    def __init__(self, group: _Group, owner: str) -> None:
         self.share = Share()
         self.changed = asyncio.Event()
-        self._topics, self._owner, self._left = topics, owner, False
+        self._group, self._owner, self._left = group, owner, False
 
     async def assignments(self) -> AsyncIterator[frozenset[int]]:
         """See the port. Ends after `leave`."""
@@ -314,9 +368,9 @@ class MemoryMembership:
         if self._left:
             return
         self.share.release(partition)
-        if self._topics.owners.get(partition) == self._owner:
-            del self._topics.owners[partition]
-        self._topics.rebalance()
+        if self._group.owners.get(partition) == self._owner:
+            del self._group.owners[partition]
+        self._group.rebalance()
 
     async def confirm(self, partition: int, consumed: int | None = None) -> bool:
         return not self._left and partition in self.share.shown
@@ -326,6 +380,6 @@ class MemoryMembership:
             return
         self._left = True
         self.changed.set()
-        del self._topics.members[self._owner]
-        self._topics.owners = {p: name for p, name in self._topics.owners.items() if name != self._owner}
-        self._topics.rebalance()
+        del self._group.members[self._owner]
+        self._group.owners = {p: name for p, name in self._group.owners.items() if name != self._owner}
+        self._group.rebalance()

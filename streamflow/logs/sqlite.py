@@ -13,24 +13,29 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from streamflow.errors import Unavailable
-from streamflow.logs.base import COMPACTED, HISTORY, Outgoing, Record
+from streamflow.logs.base import COMPACTED, HISTORY, Outgoing, Record, steps_topic
 from streamflow.logs.checks import (
     check_append,
     check_partition,
     check_publish,
+    check_queue,
     check_size,
     check_topic,
+    check_trim,
     closed,
     fenced_behind,
 )
 from streamflow.logs.open import LocalUrl
+from streamflow.logs.queues import CommittingMembership
 from streamflow.logs.sqlite_file import OFFSET_BITS, OFFSET_MASK, AppRow, connect, limit_size, stream_of, translate
 from streamflow.logs.sqlite_membership import SqliteMembership, join
+from streamflow.logs.sqlite_trimming import mark, trim
 from streamflow.logs.sqlite_wakeups import Wakeups
 from streamflow.logs.sqlite_writer import APPEND, PUBLISHED, Write, Writer, accept_rows
 
@@ -52,11 +57,12 @@ COMMIT_HERE_SECONDS_MAX: Final = 0.02
 SLOW_DISK_SECONDS: Final = 0.5
 """How long the thread does it all after such a commit, before it is tried here again."""
 
-_READ: Final = tuple(
-    f"SELECT id, key, value FROM {table} WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
-    for table in ("records", "latest")
+_READ: Final = (
+    "SELECT id, key, value FROM records WHERE id BETWEEN max(?1, (SELECT stream << 40 | first FROM streams"
+    " WHERE stream = ?1 >> 40)) AND ?2 ORDER BY id LIMIT ?3",
+    "SELECT id, key, value FROM latest WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?",
 )
-"""By whether the topic is compacted."""
+"""By whether the topic is compacted. Below the start of a trimmed one may still lie what is not deleted yet."""
 
 
 class _Followed:
@@ -132,6 +138,10 @@ class SqliteLog:
             raise
         self._topics = dict(self._row.topics)
         self._history = self._topics[HISTORY]
+        self._void = [False] * self._row.partitions
+        """Whether a publish failed whose published offset later ones must not pass, by partition."""
+        self._publish_chains = [0] * self._row.partitions
+        """How often the partition's owner asked from where to publish: what it published before is another chain's."""
         self._db = connect(self._path)
         self._db.execute("PRAGMA query_only=1")
         self._write_db = connect(self._path, synchronous=self._url.synchronous, busy_seconds=0)
@@ -200,7 +210,9 @@ class SqliteLog:
         if published is not None:
             partition, offset = published
             check_partition(partition, self.partitions)
-            write.rows += (PUBLISHED, stream_of(self._history, partition), offset, None, None)
+            if not self._void[partition]:
+                write.published = (partition, self._publish_chains[partition])
+                write.rows += (PUBLISHED, stream_of(self._history, partition), offset, None, None)
         self._submit(write)
         return done
 
@@ -264,12 +276,15 @@ class SqliteLog:
         if write.error is not None and write.partition >= 0:
             tail = self._tails[write.partition]
             tail.failed = tail.failed or tail.chain == write.chain
+        if write.error is not None and write.published is not None:
+            partition, chain = write.published
+            self._void[partition] = self._void[partition] or self._publish_chains[partition] == chain
         if write.done.done():
             return  # the caller does not wait any more
         if write.error is not None:
             write.done.set_exception(write.error)
         else:
-            write.done.set_result(write.expected if write.partition >= 0 else None)  # type: ignore[arg-type]
+            write.done.set_result(write.expected if write.partition >= 0 else write.result)  # type: ignore[arg-type]
 
     def _known(self, partition: int) -> None:
         """The caller has looked at the partition's end again: appends build on what it saw, not on a failed one."""
@@ -285,20 +300,26 @@ class SqliteLog:
 
     async def published_offset(self, partition: int) -> int:
         check_partition(partition, self.partitions)
-        found = self._select("SELECT below FROM published WHERE stream=?", stream_of(self._history, partition))
+        self._void[partition] = False
+        self._publish_chains[partition] += 1
+        return self._below(stream_of(self._history, partition))
+
+    def _below(self, stream: int) -> int:
+        found = self._select("SELECT below FROM published WHERE stream=?", stream)
         return found[0][0] if found else 0
 
     async def start_offset(self, topic: str, partition: int) -> int:
         return self._bounds(topic, partition)[0]
 
     async def end_offset(self, topic: str, partition: int) -> int:
-        return self._bounds(topic, partition)[1]
+        end = self._bounds(topic, partition)[1]
+        if topic == HISTORY:
+            self._known(partition)
+        return end
 
     def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
         stream = self._stream(topic, partition)
         found = self._select("SELECT first, next FROM streams WHERE stream=?", -1 if stream is None else stream)
-        if topic == HISTORY:
-            self._known(partition)
         return (found[0][0], found[0][1]) if found else (0, 0)
 
     async def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[Record]:
@@ -346,12 +367,33 @@ class SqliteLog:
             self._topics[topic] = found[0][0]
         return stream_of(self._topics[topic], partition)
 
-    # --- following
+    # --- trimming
 
-    async def follow(
-        self, topic: str, partition: int, offset: int, *, limit: int = 1000
-    ) -> AsyncIterator[list[Record]]:
-        """See the port. Ends when the log is closed."""
+    async def trim(self, topic: str, partition: int, before: int) -> int:
+        check_trim(topic)
+        stream = self._stream(topic, partition)
+        start, more = 0, stream is not None
+        while more:  # each time one short transaction, so that appends go in between
+            assert stream is not None
+            start, more = await self._errand(partial(trim, stream=stream, before=before))
+        return start
+
+    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        stream = self._stream(topic, partition)
+        if stream is None:
+            return 0
+        now_ms = time.time_ns() // 1_000_000
+        offset, _ = await self._errand(partial(mark, stream=stream, now_ms=now_ms, at_ms=at_ms))
+        return offset
+
+    def _errand(self, errand: Callable[[sqlite3.Connection], tuple[int, bool]]) -> asyncio.Future[tuple[int, bool]]:
+        """Have the writer thread do something in a transaction of its own, in the order of the writes."""
+        done: asyncio.Future[tuple[int, bool]] = self._loop.create_future()
+        self._submit(Write(done, errand=errand))  # type: ignore[arg-type]  # it settles futures of any result
+        return done
+
+    async def _made_stream(self, topic: str, partition: int) -> int:
+        """The stream's number, of a topic that is made if it is missing."""
         stream = self._stream(topic, partition)
         if stream is None:
             done: asyncio.Future[None] = self._loop.create_future()
@@ -359,6 +401,17 @@ class SqliteLog:
             await done
             stream = self._stream(topic, partition)
             assert stream is not None
+        return stream
+
+    # --- following
+
+    async def follow(
+        self, topic: str, partition: int, offset: int, *, limit: int = 1000
+    ) -> AsyncIterator[list[Record]]:
+        """See the port. Ends when the log is closed."""
+        stream = await self._made_stream(topic, partition)
+        # Who waits below the start would look as if it lagged, for ever if nothing comes.
+        offset = max(offset, self._bounds(topic, partition)[0])
         followed = self._start_following(stream)
         try:
             while self._closing is None:
@@ -453,8 +506,28 @@ class SqliteLog:
     # --- membership and the end
 
     async def join(self, owner: str, *, instance: str | None = None) -> SqliteMembership:
+        return await self._join(self._app, owner)
+
+    async def join_queue(self, queue: str, owner: str) -> CommittingMembership:
+        topic = steps_topic(check_queue(queue))
+
+        async def committed(partition: int) -> int:
+            return self._below(await self._made_stream(topic, partition))
+
+        async def commit(partition: int, offset: int) -> None:
+            done: asyncio.Future[None] = self._loop.create_future()
+            write = Write(done)
+            write.rows += (PUBLISHED, await self._made_stream(topic, partition), offset, None, None)
+            self._submit(write)
+            await done
+
+        await self._made_stream(topic, 0)
+        # No app's name has a plus sign: the group is nobody else's.
+        return CommittingMembership(await self._join(f"{self._app}+{topic}", owner), committed, commit)
+
+    async def _join(self, group: str, owner: str) -> SqliteMembership:
         self._check_open()
-        membership = await join(self._url, self._path, self._app, self._row, owner)
+        membership = await join(self._url, self._path, group, self._row, owner)
         self._members.append(membership)
         return membership
 

@@ -9,8 +9,11 @@ Tables. A *stream* is one partition of one topic of one app: `topic id << 8 | pa
                  records never makes one come twice
     records      id = stream << 40 | offset: a partition lies together and in order, and reading it is one range scan
     latest       the same for compacted topics, with the newest record of each key
-    published    per history stream how far everything derived from it is published
-    owners       which member holds which partition (the members themselves are lock files, see sqlite_membership)
+    published    per history stream how far everything derived from it is published; per stream of a step queue how far
+                 its records are done with
+    marks        per stream where its end was at some instants: how old its records are at least
+    owners       which member holds which partition of a group: `app`, or `app+steps.queue` (the members themselves are
+                 lock files, see sqlite_membership)
 
 2^40 offsets at the smallest record fill SQLite's largest file; 2^15 topics of 2^8 partitions fill the rest of the id.
 """
@@ -33,7 +36,7 @@ from streamflow.logs.open import PARTITIONS_DEFAULT, LocalUrl
 APPLICATION_ID: Final = 0x73666C77
 """`sflw` in the file's header: how `file(1)` and we tell our files from those of other programs."""
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 OFFSET_BITS: Final = 40
 PARTITION_BITS: Final = 8
 OFFSET_MASK: Final = (1 << OFFSET_BITS) - 1
@@ -56,6 +59,8 @@ CREATE TABLE latest(id INTEGER PRIMARY KEY, stream INTEGER NOT NULL, key BLOB NO
                     UNIQUE(stream, key));
 CREATE INDEX latest_dead ON latest(dead_at) WHERE dead_at IS NOT NULL;
 CREATE TABLE published(stream INTEGER PRIMARY KEY, below INTEGER NOT NULL);
+CREATE TABLE marks(stream INTEGER NOT NULL, at INTEGER NOT NULL, offset INTEGER NOT NULL,
+                   PRIMARY KEY(stream, at)) WITHOUT ROWID;
 CREATE TABLE owners(app TEXT NOT NULL, partition INTEGER NOT NULL, owner TEXT NOT NULL,
                     PRIMARY KEY(app, partition)) WITHOUT ROWID;
 """
@@ -161,6 +166,11 @@ def _inspect_owner(url: str, path: Path) -> None:
         raise CorruptLog(
             f"{url}: {path} is another program's SQLite file (application id {application:#x}, ours is "
             f"{APPLICATION_ID:#x}; {tables} tables): nothing was changed; name another file"
+        )
+    if version < SCHEMA_VERSION:
+        raise InvalidArguments(
+            f"{url}: {path} has schema version {version}, this streamflow needs {SCHEMA_VERSION}: let its runs end "
+            f"under the version that wrote it, then name a new file"
         )
     if version > SCHEMA_VERSION:
         raise InvalidArguments(

@@ -1,6 +1,7 @@
 """Who works on a SQLite file: members are locked files, what they hold is a table.
 
     orders.db.workers/shop/worker-1.lock      "lease until" as text, under flock by the living member
+    orders.db.workers/shop+steps.gpu/…        the same for those who serve the queue gpu of that app
 
 - **Dead** is who does not hold the lock of its file: the kernel frees it with the process, also at SIGKILL and at a
   reboot. The database file itself is never locked by us: closing a second descriptor of it would drop SQLite's locks.
@@ -48,14 +49,14 @@ _QUOTED_MAX: Final = 200
 """Owner names are file names; longer ones (after quoting) are refused rather than cut."""
 
 
-async def join(url: LocalUrl, path: Path, app: str, row: AppRow, owner: str) -> SqliteMembership:
-    """Become a member; returns after the first claims were tried."""
+async def join(url: LocalUrl, path: Path, group: str, row: AppRow, owner: str) -> SqliteMembership:
+    """Become a member of the group (an app, or a queue of one); returns after the first claims were tried."""
     check_id(owner, what="owner")
     if len(quote(owner, safe="")) > _QUOTED_MAX:
         raise InvalidArguments(
             f"owner {owner!r} is too long for a file name ({_QUOTED_MAX} bytes when quoted): shorten it"
         )
-    membership = SqliteMembership(url, path, app, row, owner, asyncio.get_running_loop())
+    membership = SqliteMembership(url, path, group, row, owner, asyncio.get_running_loop())
     await membership._start()
     return membership
 
@@ -64,12 +65,12 @@ class SqliteMembership:
     """See `streamflow.logs.base.Membership`."""
 
     def __init__(
-        self, url: LocalUrl, path: Path, app: str, row: AppRow, owner: str, loop: asyncio.AbstractEventLoop
+        self, url: LocalUrl, path: Path, group: str, row: AppRow, owner: str, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._loop = loop
         self._changed = asyncio.Event()
         self._left = False
-        self._thread = _Heartbeat(url, path, app, row, owner, loop, self._changed.set)
+        self._thread = _Heartbeat(url, path, group, row, owner, loop, self._changed.set)
 
     async def _start(self) -> None:
         self._thread.start()
@@ -107,7 +108,7 @@ class _Heartbeat(threading.Thread):
         self,
         url: LocalUrl,
         path: Path,
-        app: str,
+        group: str,
         row: AppRow,
         owner: str,
         loop: asyncio.AbstractEventLoop,
@@ -116,11 +117,11 @@ class _Heartbeat(threading.Thread):
         super().__init__(name=f"streamflow-member-{owner}", daemon=True)
         self.joined: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
-        self._url, self._path, self._app, self._row, self._owner = url.url, path, app, row, owner
+        self._url, self._path, self._group, self._row, self._owner = url.url, path, group, row, owner
         self._loop, self._changed = loop, changed
         self._share = Share()
-        self._members = MemberFiles(url.url, path.with_name(path.name + ".workers") / app, owner)
-        self._interest = f"members-{app}".replace(".", "_")
+        self._members = MemberFiles(url.url, path.with_name(path.name + ".workers") / group, owner)
+        self._interest = f"members-{group}".replace(".", "_")
         self._requests: list[tuple[int, asyncio.Future[None]]] = []
         self._lock = threading.Lock()
         self._stopping = False
@@ -230,12 +231,12 @@ class _Heartbeat(threading.Thread):
         alive = self._members.alive()
         owners = self._owners(db)
         for partition in self._wanted(owners, assign(self._row.partitions, alive, owners), alive):
-            db.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", (self._app, partition, self._owner))
+            db.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", (self._group, partition, self._owner))
             owners[partition] = self._owner
         return owners
 
     def _owners(self, db: sqlite3.Connection) -> dict[int, str]:
-        return dict(db.execute("SELECT partition, owner FROM owners WHERE app=?", (self._app,)).fetchall())
+        return dict(db.execute("SELECT partition, owner FROM owners WHERE app=?", (self._group,)).fetchall())
 
     def _update(self, owners: dict[int, str], plan: dict[int, str]) -> list[int]:
         """Show the consumer its share; returns what this member holds for nobody."""
@@ -267,7 +268,7 @@ class _Heartbeat(threading.Thread):
         wakeups.ring([self._interest])
 
     def _drop(self, db: sqlite3.Connection, partitions: list[int]) -> None:
-        rows = [(self._app, partition, self._owner) for partition in partitions]
+        rows = [(self._group, partition, self._owner) for partition in partitions]
         db.executemany("DELETE FROM owners WHERE app=? AND partition=? AND owner=?", rows)
 
     def _leave(self, db: sqlite3.Connection, wakeups: Wakeups) -> None:

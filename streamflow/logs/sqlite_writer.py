@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -68,6 +69,9 @@ SWEEP_ROWS_MAX: Final = 1_000
 
 ROWS_HERE_MAX: Final = 16
 """Rows that the event loop commits itself: more of them are worth a hand-over, and the other core."""
+
+ERRAND_BYTES: Final = 256 * 1024
+"""What an errand adds to the write-ahead log, roughly: it changes pages and hands over none."""
 
 APPEND, PUBLISH, PUBLISH_COMPACTED, PUBLISHED = 1, 2, 3, 4
 """Kinds of rows; 0 is padding up to a statement's size and does nothing."""
@@ -119,6 +123,11 @@ class Write:
     """Topics to create if they are missing."""
     streams: set[int] = field(default_factory=set)
     """Streams that get records, to wake those who follow them."""
+    errand: Callable[[sqlite3.Connection], tuple[int, bool]] | None = None
+    """Something else than records to write, in a transaction of its own; the thread's business only."""
+    published: tuple[int, int] | None = None
+    """(partition, chain) of a publish that moves the published offset, as the last of its rows."""
+    result: object = None
     error: StreamflowError | None = None
 
     @property
@@ -157,6 +166,8 @@ class Writer(threading.Thread):
         self._loop, self._finished = loop, finished
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._broken: dict[int, int] = {}
+        self._void: dict[int, int] = {}
+        """By partition: the chain of publishes of which one failed. Its later ones do not move the published offset."""
         self._topics: dict[str, int] = {}
         self._partitions = 0
         self._since_checkpoint = 0
@@ -183,8 +194,9 @@ class Writer(threading.Thread):
         """
         if self._since_checkpoint >= CHECKPOINT_BYTES_MAX or sum(write.records for write in group) > ROWS_HERE_MAX:
             return False
-        if any(write.outgoing or write.topics or self._is_behind(write) for write in group):
+        if any(write.outgoing or write.topics or write.errand or self._is_behind(write) for write in group):
             return False
+        self._hold_published(group)
         try:
             self._set_sync(db, any(write.partition >= 0 for write in group))
             db.execute("BEGIN IMMEDIATE")
@@ -267,6 +279,7 @@ class Writer(threading.Thread):
             for write in behind:
                 write.error = fenced_behind(self._url.url, write.partition, write.expected)
             good = [write for write in group if write.error is None] if behind else group
+            self._hold_published(good)
             self._set_sync(db, any(write.partition >= 0 for write in good))
             try:
                 self._insert(db, good)
@@ -279,7 +292,22 @@ class Writer(threading.Thread):
         except Exception as error:  # a thread's boundary: without it every later write would hang
             _log.exception("%s: a group of %d writes failed", self._url.url, len(group))
             self._fail(group, Unavailable(f"{self._url.url}: write failed ({error!r}): nothing of it was written"))
+        for write in group:
+            if write.errand is not None and write.error is None:  # apart: the records are written, whatever it meets
+                self._run_errand(db, write, write.errand)
         self._since_checkpoint += sum(write.size + 64 * write.records for write in group)
+
+    def _run_errand(
+        self, db: sqlite3.Connection, write: Write, errand: Callable[[sqlite3.Connection], tuple[int, bool]]
+    ) -> None:
+        try:
+            write.result = transaction(db, partial(errand, db))
+        except sqlite3.Error as error:
+            write.error = translate(error, self._url.url)
+        except Exception as error:  # a thread's boundary: without it every later write would hang
+            _log.exception("%s: an errand failed", self._url.url)
+            write.error = Unavailable(f"{self._url.url}: failed ({error!r}): nothing was changed")
+        self._since_checkpoint += ERRAND_BYTES
 
     def _set_sync(self, db: sqlite3.Connection, appends: bool) -> None:
         """Wait for the disk only when there is history in the group.
@@ -302,6 +330,15 @@ class Writer(threading.Thread):
                 write.error = error
                 if write.partition >= 0:
                     self._broken[write.partition] = write.chain
+                if write.published is not None:
+                    self._void[write.published[0]] = write.published[1]
+
+    def _hold_published(self, group: Iterable[Write]) -> None:
+        """Leave the published offset where it is for publishes behind one that failed: their records are written."""
+        for write in group:
+            if write.published is not None and self._void.get(write.published[0]) == write.published[1]:
+                del write.rows[-_COLUMNS:]
+                write.published = None
 
     def _insert(self, db: sqlite3.Connection, writes: Iterable[Write]) -> None:
         """All rows in one transaction, which is one statement if they fit."""
@@ -349,7 +386,9 @@ class Writer(threading.Thread):
         if new := [name for name in dict.fromkeys(names) if name not in self._topics]:
             ids = transaction(db, lambda: [create_topic(db, self._app, name, self._partitions) for name in new])
             self._topics.update(zip(new, ids, strict=True))
+        last, write.rows = write.rows, []  # the published offset, if it moves, comes behind the records
         write.add(self._topics, write.outgoing)
+        write.rows += last
         write.outgoing = ()
 
     def _checkpoint(self, db: sqlite3.Connection) -> None:

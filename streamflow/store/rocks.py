@@ -142,11 +142,13 @@ class RocksStore:
 
     def flush(self) -> None:
         assert self._db is not None, "flush of a closed store"
-        self._bytes_since_rung = RUNG_EVERY_BYTES
         try:
             self._db.flush(wait=True)
         except Exception as error:  # rocksdict raises nothing narrower
             raise self._failed(error) from error
+        finally:
+            # Behind it: what is written meanwhile may bring its rung to the old memtable; the new one needs its own.
+            self._bytes_since_rung = RUNG_EVERY_BYTES
 
     def close(self) -> None:
         db, self._db = self._db, None

@@ -141,6 +141,10 @@ class Executor:
         else:
             self.waiting[attempt.key] = attempt
 
+    def refuse(self, attempt: Attempt, error: Exception) -> None:
+        """Report an attempt that cannot begin here as failed, judged as if its code had raised the error."""
+        self._report(attempt, self._failure(attempt, error, self.clock.now_ms()))
+
     def cancel(self, owner: object, workflow_id: str, run: int, number: int) -> None:
         """Nobody waits for the step any more: cancel its attempt; it reports nothing."""
         attempt = self.attempts.pop(AttemptKey(owner, workflow_id, run, number), None)
@@ -200,7 +204,7 @@ class Executor:
             else:
                 value = await self._bounded(attempt, args, kwargs)
             result = signature.encode_result(value)
-            check_size(result, what=f"the result of step {call.name}")
+            check_size(result, what=f"the result of step {call.name} of run {info.workflow_id}")
             outcome = StepCompleted(number=info.number, attempt=info.attempt, result=result, started_at=started_at)
             _completed.inc()
         except GeneratorExit as error:

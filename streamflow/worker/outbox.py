@@ -17,6 +17,7 @@ from streamflow.codec.avro import (
     encode_dead_letter,
     encode_reply,
     encode_status,
+    encode_task,
     encode_timer,
 )
 from streamflow.codec.envelope import to_confluent
@@ -24,6 +25,7 @@ from streamflow.config import RECORD_BYTES_MAX
 from streamflow.core.commands import Command, FireTimer
 from streamflow.core.effects import (
     DeadLetter,
+    DispatchAttempt,
     DropTimer,
     Effect,
     Forward,
@@ -35,7 +37,7 @@ from streamflow.core.effects import (
     StatusRecord,
 )
 from streamflow.errors import ErrorInfo
-from streamflow.logs.base import COMMANDS, DEAD_LETTERS, REPLIES, STATUS, TIMERS, Outgoing
+from streamflow.logs.base import COMMANDS, DEAD_LETTERS, REPLIES, STATUS, TIMERS, Outgoing, steps_topic
 
 REASON_CHARACTERS_MAX: Final = 2_000
 """How much is said of why a command was refused."""
@@ -62,6 +64,8 @@ def outgoing(
                 records.append(Outgoing(TIMERS, partition, timer.key, encode_timer(timer)))
             case DropTimer(timer=timer):
                 records.append(Outgoing(TIMERS, partition, timer.key, None))
+            case DispatchAttempt(queue=queue, task=task):
+                records.append(Outgoing(steps_topic(queue), partition, workflow_id.encode(), encode_task(task)))
             case PublishStatus(status=status):
                 value = None if status is None else encode_fitting(status)
                 if value is not None and status_schema is not None:

@@ -27,9 +27,11 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from streamflow.codec.avro import decode_history, encode_history
+from streamflow.codec.avro import encode_history
 from streamflow.codec.registry import Schemas
+from streamflow.codec.turns import event_size
 from streamflow.config import RECORD_BYTES_MAX, Limits
+from streamflow.core.derive import effects_since
 from streamflow.core.effects import (
     CancelAttempt,
     Effect,
@@ -38,21 +40,24 @@ from streamflow.core.effects import (
     StartAttempt,
     StatusRecord,
 )
-from streamflow.core.events import Claim, Event, RunBlocked, StepStarted, Turn
+from streamflow.core.events import Claim, RunBlocked, RunSnapshot, StepStarted, Turn
+from streamflow.core.inputs import CodeFactory
 from streamflow.core.machines.run import RunState
-from streamflow.core.partition import CodeFactory, Decided, DecidedTurn, Partition, effects_since
-from streamflow.core.reading import split
+from streamflow.core.partition import Decided, DecidedTurn, Partition
+from streamflow.core.reading import split, split_snapshot
 from streamflow.errors import Fenced, Unavailable
 from streamflow.ids import ID_BYTES_MAX
 from streamflow.logs.base import COMMANDS, HISTORY, STATUS, Log, Outgoing, Record
-from streamflow.metrics import RUNS_BLOCKED
+from streamflow.metrics import LATE_OUTCOMES, RUNS_BLOCKED
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
+from streamflow.worker.ending import end, error_of
 from streamflow.worker.executor import Attempt, AttemptOutcome, Executor
 from streamflow.worker.intake import Intake
 from streamflow.worker.outbox import outgoing
-from streamflow.worker.restore import READ_LIMIT, Restorer
-from streamflow.worker.state import Change, PartitionRow, PartitionState, change_of
+from streamflow.worker.restore import Restorer, first_turns_since
+from streamflow.worker.state import Copied, Entry, PartitionRow, PartitionState, change_of
+from streamflow.worker.trimming import SNAPSHOT_TURNS_BYTES_MAX, Snapshot, Trimmer
 from streamflow.workflow.code import RunCode
 from streamflow.workflow.loop import many_drains
 from streamflow.workflow.stepinfo import StepInfo
@@ -83,7 +88,7 @@ class Batch(Struct):
 
     end_offset: int
     row: PartitionRow
-    changes: list[Change]
+    entries: list[Entry]
     turns: list[DecidedTurn]
     answers: list[Outgoing]
 
@@ -103,6 +108,7 @@ class Processor:
         code_of: Callable[[str], CodeFactory | None],
         limits: Limits,
         timeout_of: Callable[[str], int | None] = lambda workflow: None,
+        retention_of: Callable[[str], int | None] = lambda workflow: None,
         schemas: Schemas | None = None,
     ) -> None:
         self.partition = partition
@@ -113,10 +119,12 @@ class Processor:
         self.clock = clock
         self.code_of = code_of
         self.timeout_of = timeout_of
+        self.retention_of = retention_of
         self.limits = limits
         self.status = ProcessorState.RESTORING
         self.core = Partition(self, code_of, term=0, consumed=0)
         self.intake = Intake(log, partition, self.state, clock, schemas)
+        self.trimmer = Trimmer(self)
         self._status_schema = None if schemas is None else schemas.ids.get(STATUS)
         self._loop = asyncio.get_running_loop()
         # What is decided must not see the context of the step that happened to wake the processor.
@@ -133,6 +141,7 @@ class Processor:
         self._publishes = 0
         self._outgoing_in_flight = 0
         self._unpublished = 0
+        self.published = 0  # everything derived from the history below is published
         self._staged = 0
         self._unacknowledged: dict[str, list[Turn]] = {}
         self._answers: list[Outgoing] = []
@@ -142,12 +151,16 @@ class Processor:
     async def run(self) -> None:
         """Restore, claim, and process until `stop` or a failure."""
         stopping = self._loop.create_task(self._stop.wait(), name=f"stop-p{self.partition}")
+        trimming: asyncio.Task[None] | None = None
         try:
             if not await self._until(stopping, self._take_over(), name="restore"):
                 return
             self.status = ProcessorState.ACTIVE
+            trimming = self._loop.create_task(self.trimmer.run(), name=f"trim-p{self.partition}")
+            trimming.add_done_callback(self._trimming_ended)
             if await self._until(stopping, self._recover_and_consume(), name="commands"):
                 raise Unavailable(f"partition {self.partition}: {self.log.app}.{COMMANDS} ended: the log was closed")
+            await end(trimming)
             await self._finish()
         finally:
             self.status = ProcessorState.STOPPED
@@ -155,7 +168,7 @@ class Processor:
             self.core.close()
             if self._failed.done():
                 self._failed.exception()
-            await _end(stopping)
+            await end(*(task for task in (stopping, trimming) if task is not None))
 
     async def _until(self, stopping: asyncio.Task[Any], work: Coroutine[Any, Any, None], *, name: str) -> bool:
         """Do the work until it ends (True), the processor is to stop (False), or something fails."""
@@ -168,7 +181,7 @@ class Processor:
                 working.result()
             return working.done()
         finally:
-            await _end(working)
+            await end(working)
 
     def stop(self) -> None:
         """Ask the processor to finish what is under way and stop."""
@@ -195,6 +208,7 @@ class Processor:
                 term=claim.term,
                 consumed=restorer.consumed,
                 timeout_of=self.timeout_of,
+                retention_of=self.retention_of,
             )
             self.core.at = max(restorer.at, claim.at)
             self.core.seq = 0
@@ -208,20 +222,9 @@ class Processor:
 
     async def _publish_again(self) -> None:
         """Derive again what the last owner may not have published."""
-        offset = await self.log.published_offset(self.partition)
+        offset = self.published = await self.log.published_offset(self.partition)
         offset = max(offset, await self.log.start_offset(HISTORY, self.partition))
-        first_turns: dict[str, int] = {}
-        while offset < self._next_offset:
-            records = await self.log.read(HISTORY, self.partition, offset, limit=READ_LIMIT)
-            if not records:
-                break
-            offset = records[-1].offset + 1
-            for record in records:
-                decoded = decode_history(record.value or b"")
-                if isinstance(decoded, Turn):
-                    # The least: a record that does not count may come first, and an id may begin anew.
-                    first = min(first_turns.get(decoded.workflow_id, decoded.turn), decoded.turn)
-                    first_turns[decoded.workflow_id] = first
+        first_turns = await first_turns_since(self.log, self.partition, offset, self._next_offset)
         pending: list[Outgoing] = []
         for count, (workflow_id, first) in enumerate(first_turns.items(), start=1):
             pending += self._derived(workflow_id, first)
@@ -229,6 +232,7 @@ class Processor:
                 await self.log.publish(pending)
                 pending = []
         await self.log.publish(pending, published=(self.partition, self._next_offset))
+        self.published = self._next_offset
 
     def _derived(self, workflow_id: str, first: int) -> list[Outgoing]:
         turns = self.state.turns(workflow_id)
@@ -270,13 +274,18 @@ class Processor:
                     self._idle.clear()
                     waiter = self._loop.create_task(self._idle.wait())
                     await asyncio.wait((waiter, self._failed), return_when=asyncio.FIRST_COMPLETED)
-                    await _end(waiter)
+                    await end(waiter)
         except TimeoutError:
             log_.warning("partition %d: stopped with appends still under way; they are read back later", self.partition)
 
     def _fail(self, error: BaseException) -> None:
         if not self._failed.done() and self.status is not ProcessorState.STOPPED:
             self._failed.set_exception(error)
+
+    def _trimming_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log_.error("partition %d: trimming failed", self.partition, exc_info=error)
+            self._fail(error)
 
     # -- intake ------------------------------------------------------------------------------------------------------
 
@@ -361,6 +370,8 @@ class Processor:
     def _hand_over(self, decided: Decided) -> None:
         answers, self._answers = self._answers, []
         answers += map(self.intake.bury, decided.dead)
+        if decided.late:
+            LATE_OUTCOMES.inc(decided.late)
         for workflow_id, effect in decided.answers:
             answers += self._outgoing((effect,), workflow_id)
             self._perform_local(workflow_id, (effect,))  # only attempts that run again: their turns are long durable
@@ -369,26 +380,68 @@ class Processor:
                 self._answer_when_durable(answers)
             return
         records: list[tuple[bytes, bytes]] = []
-        changes: list[Change] = []
+        entries: list[Entry] = []
         for item in decided.turns:
             turn = item.turn
             key = turn.workflow_id.encode()
             values = self._encode(turn)
-            records += [(key, value) for value in values]
             whole = values[0] if len(values) == 1 else encode_history(turn)
-            changes.append(change_of(item.run, turn, whole, status=_published_status(item.effects)))
+            offset = self._next_offset + len(records)
+            entries.append(change_of(item.run, turn, whole, offset=offset, status=_published_status(item.effects)))
+            records += [(key, value) for value in values]
             if item.run.state is RunState.BLOCKED:
                 for event in turn.events:  # found on load, it comes before the input that had the run loaded
                     if isinstance(event, RunBlocked):
                         RUNS_BLOCKED.inc()
                         log_.error("run %s is blocked: %s", turn.workflow_id, event.error.message)
             self._unacknowledged.setdefault(turn.workflow_id, []).append(turn)
+        self._append(records, entries, decided.turns, answers)
+
+    def _append(
+        self,
+        records: list[tuple[bytes, bytes]],
+        entries: list[Entry],
+        turns: list[DecidedTurn],
+        answers: list[Outgoing],
+    ) -> asyncio.Future[int]:
         future = self.log.append(self.partition, self._next_offset, records)
         self._next_offset += len(records)
-        self._turns_in_flight += len(decided.turns)
+        self._turns_in_flight += len(turns)
         row = self._row(self.core.term, self.core.seq, self.core.consumed)
-        self._batches.append(Batch(self._next_offset, row, changes, decided.turns, answers))
+        self._batches.append(Batch(self._next_offset, row, entries, turns, answers))
         future.add_done_callback(self._acknowledged)
+        return future
+
+    def copy_forward(self, snapshots: Sequence[Snapshot]) -> asyncio.Future[int]:
+        """Append runs as snapshots; the future is done when they are durable and applied."""
+        if self._failed.done():
+            raise Unavailable(f"partition {self.partition} has failed, and begins anew")
+        records: list[tuple[bytes, bytes]] = []
+        entries: list[Entry] = []
+        for item in snapshots:
+            snapshot = RunSnapshot(
+                workflow_id=item.workflow_id,
+                turn=item.turn,
+                term=self.core.term,
+                seq=self.core.seq + 1,
+                at=self.core.at,
+                consumed=self.core.consumed,
+                turns=item.turns,
+            )
+            parts = split_snapshot(snapshot, bytes_max=SNAPSHOT_TURNS_BYTES_MAX)
+            self.core.seq += len(parts)
+            entries.append(Copied(item.workflow_id, self._next_offset + len(records), item.first_turn))
+            records += [(item.workflow_id.encode(), encode_history(part)) for part in parts]
+        return self._append(records, entries, [], [])
+
+    def under_way(self, workflow_id: str) -> list[Turn]:
+        """The run's turns that are appended and not acknowledged yet."""
+        return self._unacknowledged.get(workflow_id, [])
+
+    @property
+    def is_publishing(self) -> bool:
+        """Whether a publish is under way."""
+        return self._publishes > 0
 
     def _answer_when_durable(self, answers: list[Outgoing]) -> None:
         """What was answered may rest on turns that are not durable yet: it leaves after them."""
@@ -404,7 +457,7 @@ class Processor:
         value = encode_history(turn)
         if len(value) <= RECORD_BYTES_MAX - ID_BYTES_MAX:
             return [value]
-        sizes = [_size(event) for event in turn.events]
+        sizes = [event_size(event) for event in turn.events]
         parts = split(turn, sizes, bytes_max=RECORD_BYTES_MAX - TURN_OVERHEAD_BYTES)
         self.core.seq += len(parts) - 1
         turn.seq = self.core.seq
@@ -414,7 +467,7 @@ class Processor:
 
     def _acknowledged(self, future: asyncio.Future[int]) -> None:
         """An append is durable: apply it to the store, then perform its effects. Futures come in order of appends."""
-        if (error := _error_of(future)) is not None:
+        if (error := error_of(future)) is not None:
             self._fail(error)
             return
         if self._failed.done() or self.status is ProcessorState.STOPPED:
@@ -422,12 +475,13 @@ class Processor:
         batch = self._batches.popleft()
         self._turns_in_flight -= len(batch.turns)
         try:
-            self.state.apply(batch.changes, batch.row, applied_offset=batch.end_offset)
+            self.state.apply(batch.entries, batch.row, applied_offset=batch.end_offset)
             self._perform(batch)
         except Exception as broken:  # store or effects are broken: drop everything, restore from the log
             log_.exception("partition %d: applying failed", self.partition)
             self._fail(broken)
             return
+        self.trimmer.moved(batch.end_offset)
         self._evict()
         if self.core.has_work or self._answers:
             self._wake()
@@ -491,18 +545,31 @@ class Processor:
             self._unpublished = 0
         elif not records:
             return
+        self._send(records, published)
+
+    def publish_offset(self) -> None:
+        """Say how far all is published, without waiting for something to publish; nothing may be under way."""
+        if self._failed.done():
+            raise Unavailable(f"partition {self.partition} has failed, and begins anew")
+        self._unpublished = 0
+        self._send([], self.state.applied_offset)
+
+    def _send(self, records: list[Outgoing], published: int | None) -> None:
         upto = None if published is None else (self.partition, published)
         future = self.log.publish(records, published=upto)
         self._publishes += 1
         self._outgoing_in_flight += len(records)
-        future.add_done_callback(partial(self._published, len(records)))
+        future.add_done_callback(partial(self._sent, len(records), published))
 
-    def _published(self, records: int, future: asyncio.Future[None]) -> None:
+    def _sent(self, records: int, published: int | None, future: asyncio.Future[None]) -> None:
         self._publishes -= 1
         self._outgoing_in_flight -= records
-        if (error := _error_of(future)) is not None:
+        if (error := error_of(future)) is not None:
             self._fail(error)
-            return
+        if self._failed.done():
+            return  # what this one held is published; what one before it held may not be
+        self.published = max(self.published, published or 0)
+        self.trimmer.moved(self.state.applied_offset)
         if not self._is_full():
             self._room.set()
         if not self._publishes:
@@ -530,21 +597,3 @@ def _published_status(effects: list[Effect]) -> StatusRecord | None:
         if type(effect) is PublishStatus:
             return effect.status
     return None
-
-
-def _error_of(future: asyncio.Future[Any]) -> BaseException | None:
-    return Unavailable("the log was closed with writes under way") if future.cancelled() else future.exception()
-
-
-def _size(event: Event) -> int:
-    """The encoded size of one event: that of a turn that holds it alone."""
-    return len(encode_history(Turn(workflow_id="", turn=0, term=0, seq=0, at=0, consumed=0, events=[event])))
-
-
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not report it as lost

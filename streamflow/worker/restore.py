@@ -1,4 +1,9 @@
-"""Restore: bring a partition's store to the end of its history, through the reading rule; the same fold as live."""
+"""Restore: bring a partition's store to the end of its history, through the reading rule; the same fold as live.
+
+The head of a history may be trimmed. Then there may be turns of runs whose beginning is gone: they are skipped, since
+the owner trimmed only when a snapshot of each such run was in the log, further on, with these turns in it. A run that
+is still without its beginning at the end of the log shows that something else removed it.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +15,14 @@ from typing import Final, NoReturn
 
 from streamflow.codec.avro import decode_history, encode_history
 from streamflow.codec.envelope import DecodeError
-from streamflow.core.events import Claim, RunSnapshot, Turn
-from streamflow.core.machines.run import Run
+from streamflow.codec.turns import turns_of
+from streamflow.core.events import Claim, RunCreated, RunDeleted, RunSnapshot, Turn
+from streamflow.core.machines.run import Run, RunState
 from streamflow.core.machines.table import IllegalTransition
 from streamflow.core.reading import Assembler, ReadingRule
-from streamflow.errors import CorruptLog
+from streamflow.errors import CorruptLog, Unavailable
 from streamflow.logs.base import HISTORY, Log, Record
-from streamflow.worker.state import Change, PartitionRow, PartitionState, change_of
+from streamflow.worker.state import Entry, Headless, PartitionRow, PartitionState, change_of, restored_of
 
 log_ = logging.getLogger("streamflow.worker")
 
@@ -42,10 +48,13 @@ class Restorer:
         self.consumed = row.consumed
         self.at = row.at
         self.offset = state.applied_offset
+        self.trimmed = False
+        """Whether the log begins later than at its first record, so that turns may be without their beginning."""
+        self.headless = state.headless()
         self._monotonic = monotonic
         self._parts_offset = 0
         self._runs: dict[str, Run] = {}
-        self._changes: list[Change] = []
+        self._entries: list[Entry] = []
 
     def row(self) -> PartitionRow:
         """Where the partition stands after what was folded."""
@@ -54,13 +63,17 @@ class Restorer:
 
     async def run(self, log: Log) -> None:
         """Fold everything up to the end that the log has now."""
+        # The start first: whatever was trimmed by then, its snapshots lie before the end that is asked for next.
+        start = await self._check_start(log)
         end = await log.end_offset(HISTORY, self.partition)
-        start = await log.start_offset(HISTORY, self.partition)
+        self.trimmed = start > 0
         self.offset = max(self.offset, start)
         begun_at = said_at = self._monotonic()
         first = self.offset
         while self.offset < end:
             records = await log.read(HISTORY, self.partition, self.offset, limit=READ_LIMIT)
+            if not records or records[0].offset != self.offset:
+                await self._check_start(log)
             if not records:
                 self.offset = end  # offsets that no reader ever sees
                 break
@@ -71,6 +84,22 @@ class Restorer:
                 said_at = now
                 done, rate = self.offset - first, (self.offset - first) / (now - begun_at)
                 log_.info("partition %d: restored %d of %d records (%.0f/s)", self.partition, done, end - first, rate)
+        if self.headless:
+            raise CorruptLog(
+                f"history partition {self.partition} begins at offset {start}, and holds turns of run "
+                f"{min(self.headless)} without its beginning or a snapshot of it ({len(self.headless)} such runs): "
+                f"only the engine may trim the history; restore the log from a copy"
+            )
+
+    async def _check_start(self, log: Log) -> int:
+        """Where the log begins; `Unavailable` if what should be read next is gone: the store must begin anew."""
+        start = await log.start_offset(HISTORY, self.partition)
+        if 0 < self.offset < start:
+            raise Unavailable(
+                f"history partition {self.partition} was trimmed up to offset {start}, while it was read up to "
+                f"{self.offset}: reading it again from its new start"
+            )
+        return start
 
     def fold(self, records: list[Record]) -> None:
         """Fold records that follow each other and write the result in one batch."""
@@ -78,8 +107,8 @@ class Restorer:
             self._one(record)
         # Parts without their last one stay unapplied: a reader that begins again must see all of them.
         applied = self._parts_offset if self.parts.parts else self.offset
-        self.state.apply(self._changes, self.row(), applied_offset=applied)
-        self._changes = []
+        self.state.apply(self._entries, self.row(), applied_offset=applied)
+        self._entries = []
         if len(self._runs) > RUNS_FOLDED_MAX:
             self._runs.clear()
 
@@ -99,16 +128,21 @@ class Restorer:
             self.parts.drop()
             self.at = max(self.at, decoded.at)
             return
-        if isinstance(decoded, RunSnapshot):
-            self._refuse(record, "found a snapshot, which only newer versions write: upgrade")
         if decoded.part == 0:
             self._parts_offset = record.offset
-        turn = self.parts.add(decoded)
-        if turn is not None:
-            try:
-                self._turn(turn, record.value if turn is decoded else encode_history(turn))
-            except (IllegalTransition, IndexError, KeyError, ValueError) as error:
-                self._refuse(record, f"turn {turn.turn} of run {turn.workflow_id} does not follow: {error}")
+        whole = self.parts.add(decoded)
+        if whole is None:
+            return
+        try:
+            if isinstance(whole, Turn):
+                self._turn(whole, record.value if whole is decoded else encode_history(whole))
+            else:
+                self._snapshot(whole)
+        except (DecodeError, IllegalTransition, IndexError, KeyError, ValueError) as error:
+            kind = "turn" if isinstance(whole, Turn) else "the snapshot of turn"
+            self._refuse(record, f"{kind} {whole.turn} of run {whole.workflow_id} does not follow: {error}")
+        self.consumed = max(self.consumed, whole.consumed)
+        self.at = max(self.at, whole.at)
 
     def _refuse(self, record: Record, why: str) -> NoReturn:
         raise CorruptLog(
@@ -123,8 +157,47 @@ class Restorer:
             if turn.turn > 1:
                 for earlier in self.state.current_turns(turn.workflow_id):
                     run.fold(earlier)
+            if run.state is RunState.NONE and self._is_headless(turn):
+                return
             self._runs[turn.workflow_id] = run
         run.fold(turn)
-        self._changes.append(change_of(run, turn, value))
-        self.consumed = max(self.consumed, turn.consumed)
-        self.at = max(self.at, turn.at)
+        self._entries.append(change_of(run, turn, value, offset=self._parts_offset))
+
+    def _is_headless(self, turn: Turn) -> bool:
+        """Whether the beginning of the run of this turn was trimmed, and a snapshot will bring all of it."""
+        workflow_id = turn.workflow_id
+        headless = self.trimmed and turn.turn > 1 and not any(type(event) is RunCreated for event in turn.events)
+        self._await_snapshot(workflow_id, headless and type(turn.events[-1]) is not RunDeleted)
+        return headless
+
+    def _await_snapshot(self, workflow_id: str, awaited: bool) -> None:
+        if awaited != (workflow_id in self.headless):
+            (self.headless.add if awaited else self.headless.discard)(workflow_id)
+            self._entries.append(Headless(workflow_id, awaited))
+
+    def _snapshot(self, snapshot: RunSnapshot) -> None:
+        turns = turns_of(snapshot)
+        run = Run(workflow_id=snapshot.workflow_id)
+        for turn, _ in turns:
+            run.fold(turn)
+        self._runs[snapshot.workflow_id] = run
+        self._await_snapshot(snapshot.workflow_id, False)
+        numbered = [(turn.turn, value) for turn, value in turns]
+        self._entries.append(restored_of(run, numbered, offset=self._parts_offset))
+
+
+async def first_turns_since(log: Log, partition: int, offset: int, end: int) -> dict[str, int]:
+    """For each run with a turn from `offset` on, the first such turn: what is derived again begins there."""
+    first_turns: dict[str, int] = {}
+    while offset < end:
+        records = await log.read(HISTORY, partition, offset, limit=READ_LIMIT)
+        if not records:
+            break
+        offset = records[-1].offset + 1
+        for record in records:
+            decoded = decode_history(record.value or b"")
+            if isinstance(decoded, Turn):
+                # The least: a record that does not count may come first, and an id may begin anew.
+                first = min(first_turns.get(decoded.workflow_id, decoded.turn), decoded.turn)
+                first_turns[decoded.workflow_id] = first
+    return first_turns

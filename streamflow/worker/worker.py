@@ -1,5 +1,8 @@
 """The worker: one process's place in the group. It owns the partitions that the log's group gives it.
 
+It may serve step queues too, or nothing but those (`owns_partitions=False`): then it runs attempts for the owners
+elsewhere, and has no state of its own.
+
 For each partition there is one `Processor` and one `TimerService`, in a task of their own. What fails (fenced, the log
 unreachable) is dropped and begun again from the log while the partition is still assigned here; what is taken away is
 stopped gracefully and released at once.
@@ -14,16 +17,18 @@ import os
 import socket
 import sys
 import uuid
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from streamflow.codec.registry import Schemas
 from streamflow.config import LIMITS, Limits
+from streamflow.core.inputs import CodeFactory
 from streamflow.core.machines.run import Run
-from streamflow.core.partition import CodeFactory
 from streamflow.core.replay import Execution
 from streamflow.errors import CorruptLog, Fenced, InvalidArguments, Unavailable
+from streamflow.ids import check_queue
 from streamflow.logs.base import HISTORY, TIMERS, Log, Membership
 from streamflow.metrics import FENCED
 from streamflow.store.base import Store
@@ -32,6 +37,7 @@ from streamflow.worker.clock import Clock
 from streamflow.worker.executor import Executor
 from streamflow.worker.outbox import fire_at_of, fire_command
 from streamflow.worker.processor import Processor, ProcessorState
+from streamflow.worker.queues import QueueService
 from streamflow.worker.timers import TimerService
 from streamflow.worker.watchdog import Watchdog
 from streamflow.workflow.code import RunCode
@@ -63,6 +69,8 @@ class Worker:
         *,
         state_dir: str | os.PathLike[str] | None = None,
         max_parallel_steps: int | None = None,
+        queues: Iterable[str] = (),
+        owns_partitions: bool = True,
         limits: Limits = LIMITS,
         schemas: Schemas | None = None,
     ) -> None:
@@ -72,13 +80,20 @@ class Worker:
         self.app = app
         self.log = log
         self.max_parallel_steps = wanted
+        self.queues = _queues(queues)
+        self.owns_partitions = owns_partitions
+        if not owns_partitions and not self.queues:
+            raise InvalidArguments(
+                "a worker that owns no partitions needs queues to serve: name one, as in queues=['gpu']"
+            )
         self.limits = limits
         self.schemas = schemas
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.clock = Clock()
         self.partitions: dict[int, asyncio.Task[None]] = {}
         self.processors: dict[int, Processor] = {}
-        self._state_root = _state_root(log, state_dir)
+        self.services: list[QueueService] = []
+        self._state_root = _state_root(log, state_dir) if owns_partitions else None
         self.executor: Executor | None = None
         self._watchdog: Watchdog | None = None
         self._slot: Slot | None = None
@@ -113,16 +128,44 @@ class Worker:
             self.executor = Executor(self.clock, max_parallel_steps=self.max_parallel_steps, limits=self.limits)
             self._watchdog = Watchdog(self.executor, blocked_seconds=self.limits.loop_blocked_seconds)
             self._watchdog.start()
-            instance = None if self._slot is None else self._slot.instance
-            self._membership = await self.log.join(self.owner, instance=instance)
+            await self._serve_queues(self.executor)
+            if self.owns_partitions:
+                instance = None if self._slot is None else self._slot.instance
+                self._membership = await self.log.join(self.owner, instance=instance)
         except BaseException:
+            await self._stop_queues()
             self._free()
             self._died.cancel()
             self._died = None
             raise
-        self._reports = loop.create_task(self._report(self._membership), name="reports")
-        self._assignments = loop.create_task(self._follow_assignments(self._membership), name="assignments")
-        self._assignments.add_done_callback(self._ended)
+        if self._membership is not None:
+            self._reports = loop.create_task(self._report(self._membership), name="reports")
+            self._assignments = loop.create_task(self._follow_assignments(self._membership), name="assignments")
+            self._assignments.add_done_callback(self._ended)
+
+    async def _serve_queues(self, executor: Executor) -> None:
+        slots = asyncio.Semaphore(self.max_parallel_steps)
+        for queue in self.queues:
+            service = QueueService(
+                queue,
+                app=self.app,
+                log=self.log,
+                owner=self.owner,
+                executor=executor,
+                clock=self.clock,
+                slots=slots,
+                limits=self.limits,
+            )
+            self.services.append(service)
+            await service.start()
+            service.ended.add_done_callback(self._queue_ended)
+
+    def _queue_ended(self, ended: asyncio.Future[None]) -> None:
+        if (error := ended.exception()) is not None:
+            self._die(error)
+
+    async def _stop_queues(self) -> None:
+        await asyncio.gather(*(service.stop() for service in self.services))
 
     async def wait(self) -> None:
         """Return when the worker was stopped; raise what it died of."""
@@ -140,7 +183,9 @@ class Worker:
             if self._assignments is not None:
                 self._assignments.cancel()
                 await asyncio.wait((self._assignments,))
-            await asyncio.gather(*(self._give_up(partition) for partition in list(self.partitions)))
+            await asyncio.gather(
+                self._stop_queues(), *(self._give_up(partition) for partition in list(self.partitions))
+            )
             if self._reports is not None:
                 self._reports.cancel()
                 await asyncio.wait((self._reports,))
@@ -284,6 +329,7 @@ class Worker:
                 clock=self.clock,
                 code_of=self._code_of,
                 timeout_of=self._timeout_of,
+                retention_of=self._retention_of,
                 limits=self.limits,
                 schemas=self.schemas,
             )
@@ -351,6 +397,20 @@ class Worker:
     def _timeout_of(self, workflow: str) -> int | None:
         definition = self.app.workflows.get(workflow)
         return None if definition is None or definition.timeout is None else math.ceil(definition.timeout * 1000)
+
+    def _retention_of(self, workflow: str) -> int | None:
+        definition = self.app.workflows.get(workflow)
+        return None if definition is None or definition.retention is None else math.ceil(definition.retention * 1000)
+
+
+def _queues(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of the queues to serve, each once."""
+    if isinstance(names, str):
+        raise InvalidArguments(f"queues must be a list of names, found the str {names!r}: write [{names!r}]")
+    try:
+        return tuple(dict.fromkeys(check_queue(name) for name in names))
+    except (TypeError, ValueError) as error:
+        raise InvalidArguments(f"queues: {error}") from None
 
 
 _hurrying = 0

@@ -51,7 +51,10 @@ class App(Registry):
         metrics_port: int | None = None,
         create_topics: bool = True,
     ) -> AbstractAsyncContextManager[Client]:
-        """A worker in this process, and a client to it. If the worker dies the block is cancelled and raises why."""
+        """A worker in this process, and a client to it. If the worker dies the block is cancelled and raises why.
+
+        It owns partitions, and runs besides the steps of the `queues` that are named.
+        """
         from streamflow.serve import serve
 
         return serve(

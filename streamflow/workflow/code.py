@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from streamflow.codec.payload import decode_value, encode_value
 from streamflow.config import PAYLOAD_BYTES_MAX, TRACEBACK_BYTES_MAX
 from streamflow.core.events import (
+    RemoteCall,
     RunCancelled,
     RunCompleted,
     RunFailed,
@@ -65,6 +66,8 @@ class StepCall:
     at: datetime | None
     queue: str | None
     check_args: bool
+    remote: RemoteCall | None = None
+    """For a step on a queue: what whoever runs it must know."""
 
 
 class RunLoop(WorkflowLoop):
@@ -197,6 +200,7 @@ class RunCode:
             queue=call.queue,
             at_most_once=step.at_most_once,
             check_args=call.check_args,
+            remote=call.remote,
         )
         self.calls[number] = call
         outcome = await self._outcome(number, future)

@@ -18,8 +18,9 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from streamflow.codec.payload import Signature
 from streamflow.core.retry import Duration, Retry, seconds
 from streamflow.errors import InvalidArguments, StreamflowError
-from streamflow.ids import check_id
+from streamflow.ids import check_id, check_queue
 from streamflow.workflow.code import RunLoop, StepCall
+from streamflow.workflow.remote import remote_call
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,6 +106,13 @@ def _call_timeout(value: Duration, *, what: str) -> float:
         raise InvalidArguments(str(error)) from None
 
 
+def _once_on_a_queue(step: str) -> str:
+    return (
+        f"step {step} has both at_most_once and a queue: when the worker that took it from the queue dies, nobody "
+        f"knows whether it began, and another runs it again; leave out one of the two"
+    )
+
+
 def _name_of(function: object) -> str:
     return str(getattr(function, "__name__", ""))
 
@@ -135,8 +143,9 @@ class Step(Generic[P, R]):
         self.signature = Signature(function)
         self.retry = None if retry is None else check_retry(retry)
         self.timeout = None if timeout is None else check_timeout(timeout, what=f"timeout of step {self.name}")
-        self.queue = None if queue is None else check_name(queue, what="queue")
-        refuse_later(queue, what=f"queue of step {self.name}", instead="leave it out; the worker runs the step itself")
+        self.queue = None if queue is None else check_queue(queue)
+        if queue is not None and at_most_once:
+            raise ValueError(_once_on_a_queue(self.name))
         self.is_async = inspect.iscoroutinefunction(function)
         if process and self.is_async:
             raise ValueError(f"step {self.name} is an async def: process=True runs a plain def in a process")
@@ -174,17 +183,21 @@ class Step(Generic[P, R]):
         queue: str | None = None,
         check_args: bool | None = None,
     ) -> Callable[P, Coroutine[None, None, R]]:
-        """The same step with one call changed; `delay` or `at` (not both) set when it starts."""
+        """The same step with one call changed; `delay` or `at` (not both) set when it starts.
+
+        `queue` has it run by the workers that serve that queue (`streamflow worker --queue`, `serve(queues=)`).
+        """
         if delay is not None and at is not None:
             raise InvalidArguments(f"step {self.name}: delay and at exclude each other, found both; give one")
-        refuse_later(queue, what=f"queue of step {self.name}", instead="leave it out; the worker runs the step itself")
+        if queue is not None and self.at_most_once:
+            raise InvalidArguments(_once_on_a_queue(self.name))
         options = CallOptions(
             name=None if name is None else check_name(name, what="step name"),
             retry=None if retry is None else check_retry(retry),
             timeout=None if timeout is None else _call_timeout(timeout, what=f"timeout of step {self.name}"),
             delay=None if delay is None else check_duration(delay, what=f"delay of step {self.name}"),
             at=None if at is None else check_instant(at, what=f"at of step {self.name}"),
-            queue=None if queue is None else check_name(queue, what="queue"),
+            queue=None if queue is None else check_queue(queue),
             check_args=check_args,
         )
 
@@ -213,15 +226,19 @@ class Step(Generic[P, R]):
     def _resolve(self, loop: RunLoop, options: CallOptions, block: CallOptions) -> StepCall:
         workflow = loop.code.definition
         check_args = options.check_args if options.check_args is not None else block.check_args
+        called_with = options.retry or block.retry
+        timeout = self.timeout if options.timeout is None else options.timeout
+        queue = options.queue or self.queue
         return StepCall(
             step=self,
             name=options.name or self.name,
-            retry=options.retry or block.retry or self.retry or workflow.retry or workflow.app_retry,
-            timeout=self.timeout if options.timeout is None else options.timeout,
+            retry=called_with or self.retry or workflow.retry or workflow.app_retry,
+            timeout=timeout,
             delay=options.delay,
             at=options.at,
-            queue=options.queue or self.queue,
+            queue=queue,
             check_args=True if check_args is None else check_args,
+            remote=None if queue is None else remote_call(self.name, workflow.name, timeout=timeout, retry=called_with),
         )
 
     def __repr__(self) -> str:
@@ -261,9 +278,6 @@ class Workflow(Generic[P, R]):
             max_parallel_steps,
             what=f"max_parallel_steps of workflow {self.name}",
             instead="leave it out, or set it for the worker",
-        )
-        refuse_later(
-            retention, what=f"retention of workflow {self.name}", instead="leave it out; clean closed runs up by hand"
         )
         self.__name__ = self.name
         self.__doc__ = function.__doc__
@@ -334,7 +348,11 @@ class Registry:
         raises: type[BaseException] | tuple[type[BaseException], ...] = (),
         at_most_once: bool = False,
     ) -> Any:
-        """Make a function a step. A plain `def` runs in a thread, with `process=True` in a process pool."""
+        """Make a function a step. A plain `def` runs in a thread, with `process=True` in a process pool.
+
+        With a `queue` the workers that serve that queue run it, wherever they are: `streamflow worker --queue gpu`, or
+        `serve(queues=["gpu"])`. Until there is one it waits. `at_most_once` is not for steps on a queue.
+        """
 
         def decorate(function: Any) -> Step[..., Any]:
             made: Step[..., Any] = Step(
@@ -376,7 +394,12 @@ class Registry:
         max_parallel_steps: int | None = None,
         retention: Duration | None = None,
     ) -> Any:
-        """Make an async function a workflow. `retry` is the default of its steps, `timeout` bounds the run."""
+        """Make an async function a workflow. `retry` is the default of its steps, `timeout` bounds the run.
+
+        A closed run is deleted, as `cleanup` does, when its `retention` is over, None keeps it. What counts is the
+        retention that the workflow has when the run closes. Give clients time to read results, and late repeats of a
+        start time to arrive: after the deletion the id is unknown, and a start begins it anew.
+        """
 
         def decorate(function: Any) -> Workflow[..., Any]:
             made: Workflow[..., Any] = Workflow(

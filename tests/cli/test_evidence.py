@@ -26,6 +26,7 @@ from streamflow.core.events import (
     HistoryRecord,
     RunCompleted,
     RunCreated,
+    RunSnapshot,
     RunStarted,
     SignalAwaited,
     SignalTaken,
@@ -210,3 +211,18 @@ def test_all_partitions_of_a_log_are_read() -> None:
     history = asyncio.run(read_from_memory())
     assert history.records == 2
     assert history.runs["o"].closed is RunCompleted
+
+
+def test_a_history_whose_head_is_trimmed_is_told_from_the_snapshots():
+    def turn(number: int, *events: Event) -> Turn:
+        return Turn(workflow_id="w", turn=number, term=1, seq=number, at=number, consumed=0, events=list(events))
+
+    first, second = turn(1, CREATED, RunStarted(), SCHEDULED), turn(2, COMPLETED)
+    history = History()
+    assert history.take(0, encode_history(second)) == second and history.runs == {}
+    held = [encode_history(first), encode_history(second)]
+    snapshot = RunSnapshot(workflow_id="w", turn=2, term=1, seq=3, at=3, consumed=0, turns=held)
+    assert history.take(0, encode_history(snapshot)) is None
+    assert [step.completed_at for step in history.runs["w"].steps.values()] == [2]
+    history.take(0, encode_history(turn(4, ENDED)))
+    assert history.completed == 1

@@ -60,9 +60,32 @@ def test_local_state_goes_where_it_is_told(launch: Starter, shop: Shop) -> None:
     assert (shop.folder / "elsewhere").is_dir()
 
 
+def test_a_step_worker_serves_its_queues_and_owns_nothing(launch: Starter, shop: Shop) -> None:
+    (shop.folder / "queued.py").write_text(
+        "import os\nfrom shop import app\n"
+        "@app.step(queue='gpu')\nasync def embed() -> int: return os.getpid()\n"
+        "@app.workflow\nasync def embedding() -> int: return await embed()\n"
+    )
+    owner = launch("worker", "queued:app")
+    owner.wait_for("partitions 0 to", stream="stderr")
+    started = driver.run(shop.folder, "start", "embedding", "--id", "e", env=shop.env)
+    assert started.returncode == 0, started.stderr
+    status = json.loads(driver.run(shop.folder, "status", "e", "--json", env=shop.env).stdout)
+    assert status["waiting_on"] == ["step embed on queue gpu"]
+    gpu = launch("worker", "queued:app", "--queue", "gpu", "--queue", "cpu", "--json")
+    said = json.loads(gpu.wait_for("pid"))
+    assert (said["queues"], said["pid"]) == (["gpu", "cpu"], gpu.process.pid)
+    assert "queues gpu, cpu, pid" in gpu.wait_for("Serving app shop", stream="stderr")
+    result = driver.run(shop.folder, "result", "e", env=shop.env)
+    assert json.loads(result.stdout) == gpu.process.pid
+    gpu.send(signal.SIGTERM)
+    assert gpu.wait() == 0, gpu.said
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
+        (["shop:app", "--queue", "G P U"], "queue must match"),
         (["nowhere:app"], "no module 'nowhere'"),
         (["shop:ap"], "Did you mean shop:app?"),
         (["shop:charge"], "is not an App"),

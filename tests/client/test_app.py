@@ -116,7 +116,9 @@ def test_connecting_needs_topics(tmp_path: Path):
 def test_wrong_ways_to_serve():
     app = sf.App("shop")
     wrong: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-        ("memory://", {"queues": ["gpu"]}, sf.StreamflowError, "queues= is not part of this version"),
+        ("memory://", {"queues": "gpu"}, sf.InvalidArguments, "queues must be a list of names, found the str 'gpu'"),
+        ("memory://", {"queues": ["G P U"]}, sf.InvalidArguments, "queue must match"),
+        ("memory://", {"queues": [7]}, sf.InvalidArguments, "queue must match"),
         ("memory://", {"metrics_port": -1}, sf.InvalidArguments, "metrics_port must be 0 to 65535"),
         ("memory://", {"max_parallel_steps": 0}, sf.InvalidArguments, "max_parallel_steps"),
         ("ftp://x", {}, sf.InvalidArguments, "log URL must start with"),

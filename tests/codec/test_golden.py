@@ -14,6 +14,7 @@ from streamflow.core.commands import (
     Command,
     FireTimer,
     Query,
+    ReportAttempt,
     SignalWorkflow,
     StartWorkflow,
     TerminateWorkflow,
@@ -48,6 +49,7 @@ ALL_EVENTS = (
         start_at=AT,
         queue="gpu",
         at_most_once=True,
+        remote=events.RemoteCall(step="pay", workflow="fulfil", timeout_ms=9, retry=b'{"max_attempts":3}'),
     ),
     events.StepDue(number=4, attempt=2),
     events.StepStarted(number=4, attempt=2),
@@ -71,6 +73,7 @@ ALL_EVENTS = (
     events.RunBlocked(error=ERROR),
     events.RunUnblocked(),
     events.RunDeleted(),
+    events.RetentionSet(delete_at=AT),
 )
 
 EXAMPLES = {
@@ -84,6 +87,9 @@ EXAMPLES = {
     "Command.SignalWorkflow": command(SignalWorkflow(name="approved", value=b"true", error="no")),
     "Command.CleanupWorkflow": command(CleanupWorkflow(force=True)),
     "Command.FireTimer": command(FireTimer(kind="sleep", run=1, number=2, attempt=3, fire_at=AT)),
+    "Command.ReportAttempt": command(
+        ReportAttempt(run=1, number=4, attempt=2, result=b"1", error=ERROR, retry_after_ms=500, started_at=AT)
+    ),
     "Command.Query": command(Query(query="steps", params=b'{"limit":5}')),
     "History.Claim": events.Claim(term=3, owner="host-1:77", at=AT),
     "History.Turn": turn(commands=[events.Applied(command_id="c-1", reply_to=3)], part=1, last=False),
@@ -98,6 +104,19 @@ EXAMPLES = {
         turns=[b"", b"\x00\xff"],
         part=1,
         last=False,
+    ),
+    "StepTask": effects.StepTask(
+        workflow_id="order-7f3a",
+        run=2,
+        number=4,
+        attempt=3,
+        workflow="fulfil",
+        step="embed",
+        name="embed-title",
+        args='["é"]'.encode(),
+        scheduled_at=AT,
+        timeout_ms=30_000,
+        retry=b'{"max_attempts":3}',
     ),
     "Timer": effects.TimerRecord(workflow_id="order-7f3a", kind="step", run=1, number=4, attempt=2, fire_at=AT),
     "Status": effects.StatusRecord(

@@ -1,37 +1,14 @@
-"""What every log promises (streamflow/logs/base.py), run against each adapter. A new adapter is one more `make_…`."""
+"""What every log promises (streamflow/logs/base.py), run against each adapter. Step queues: test_step_queues.py."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from pathlib import Path
 
 import pytest
 
 from streamflow.errors import Fenced, InvalidArguments, PayloadTooLarge, Unavailable
 from streamflow.logs.base import COMMANDS, HISTORY, REPLIES, STATUS, TIMERS, Log, Outgoing, Record
-from tests.logs.support import Assigned, KafkaPlace, Place, on_loop, sqlite_url, take
-
-_numbers = itertools.count()
-
-
-def make_memory(path: Path) -> Place:
-    return Place(f"memory://contract-{next(_numbers)}")
-
-
-def make_sqlite(path: Path) -> Place:
-    return Place(sqlite_url(path / "log.db"))
-
-
-@pytest.fixture(params=["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    match request.param:
-        case "memory":
-            return make_memory(tmp_path)
-        case "sqlite":
-            return make_sqlite(tmp_path)
-        case _:
-            return KafkaPlace(request.getfixturevalue("kafka"))
+from tests.logs.support import Assigned, Place, on_loop, take
 
 
 def numbered(count: int, start: int = 0) -> list[tuple[bytes, bytes]]:

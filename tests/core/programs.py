@@ -13,7 +13,8 @@ from streamflow.core.effects import (
     SetTimer,
     TimerRecord,
 )
-from tests.core.scripted import T0, Endless, Failure, World
+from streamflow.core.events import StepFailed
+from tests.core.scripted import T0, Cancelled, Endless, Failure, World
 
 START = StartWorkflow(workflow="work")
 
@@ -30,6 +31,11 @@ ENDED = ["completed", "failed", "cancelled", "terminated"]
 
 def one_step(s, args):
     _, outcome = yield {s.step("charge")}
+    return getattr(outcome, "result", b"failed")
+
+
+def on_a_queue(s, args):
+    _, outcome = yield {s.step("embed", b"[7]", queue="gpu")}
     return getattr(outcome, "result", b"failed")
 
 
@@ -79,3 +85,16 @@ def endless_on_go(s, args):
     yield {s.step("charge")}
     yield {s.signal("go")}
     raise Endless
+
+
+def careful(s, args):
+    _, outcome = yield {s.step("charge", at_most_once=True)}
+    return b"failed" if isinstance(outcome, StepFailed) else outcome.result
+
+
+def stubborn(s):
+    while True:
+        try:
+            yield {s.step("charge")}
+        except Cancelled:
+            continue

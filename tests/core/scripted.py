@@ -22,8 +22,9 @@ from streamflow.core.events import (
     StepScheduled,
     Turn,
 )
+from streamflow.core.inputs import CodeFactory, StepOutcome
 from streamflow.core.machines.run import Run
-from streamflow.core.partition import CodeFactory, Decided, DecidedTurn, Partition, StepOutcome
+from streamflow.core.partition import Decided, DecidedTurn, Partition
 from streamflow.core.replay import Decisions, Diverged, Outcome
 from streamflow.errors import ErrorInfo, NonDeterminismError
 
@@ -148,6 +149,7 @@ class World:
 
     def __init__(self, **programs: Program) -> None:
         self.programs: dict[str, Program] = dict(programs)
+        self.retention: dict[str, int] = {}
         self.now = T0
         self.history: list[Turn] = []
         self.commands: list[Command] = []
@@ -159,7 +161,7 @@ class World:
     def owner(self, term: int = 1) -> Partition:
         """A new owner of what is in the history."""
         consumed = max((turn.consumed for turn in self.history), default=0)
-        partition = Partition(self, self.code_of, term=term, consumed=consumed)
+        partition = Partition(self, self.code_of, term=term, consumed=consumed, retention_of=self.retention.get)
         partition.at = max((turn.at for turn in self.history), default=0)
         self.partition = partition
         return partition

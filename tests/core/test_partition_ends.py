@@ -12,7 +12,6 @@ from streamflow.core.commands import CancelWorkflow, CleanupWorkflow, SignalWork
 from streamflow.core.effects import (
     CancelAttempt,
     DropTimer,
-    SendReply,
     SetTimer,
     StartAttempt,
     TimerRecord,
@@ -23,7 +22,7 @@ from streamflow.core.events import (
     StepCompleted,
 )
 from streamflow.core.machines.run import Run
-from streamflow.core.partition import COMMANDS_REMEMBERED_MAX, effects_since
+from streamflow.core.partition import COMMANDS_REMEMBERED_MAX
 from tests.core.programs import (
     RESTART,
     SIGNAL,
@@ -69,6 +68,82 @@ def test_terminate_and_restart_in_one_pass_cancel_the_old_attempt_and_start_the_
     world.decide()
     assert world.of(StartAttempt, CancelAttempt) == [CancelAttempt(1, 0), StartAttempt(2, 0, 1)]
     assert world.live() == world.run()
+
+
+# -- retention ---------------------------------------------------------------------------------------------------------
+
+
+def retention_timers(world: World) -> list[TimerRecord]:
+    return [effect.timer for effect in world.of(SetTimer) if effect.timer.kind == "retention"]
+
+
+@pytest.mark.parametrize("state", ["completed", "cancelled", "terminated", "deadline"])
+def test_a_run_is_deleted_when_its_retention_is_over_however_it_ended(state):
+    world = World(work=waits)
+    world.retention["work"] = 5_000
+    world.start(timeout_ms=100)
+    match state:
+        case "deadline":
+            world.fire(world.run().own_timer("deadline", T0 + 100))
+            world.now = T0 + 100
+        case "completed":
+            world.send(SIGNAL)
+        case "cancelled":
+            world.send(CancelWorkflow())
+        case _:
+            world.send(TerminateWorkflow())
+    assert kinds(world.decide())[-1] == "RetentionSet"
+    (timer,) = retention_timers(world)
+    assert timer.fire_at == world.run().delete_at == world.now + 5_000
+    world.retention["work"] = 5  # what counts is what the workflow said when the run closed
+    world.fire(timer)
+    assert world.decide() == [], "it is not due"
+    world.now = timer.fire_at
+    world.fire(timer)
+    assert kinds(world.decide()) == ["RunDeleted"]
+    assert world.statuses == [None] and world.of(DropTimer) == [DropTimer(timer)]
+    assert world.turns("w") == [] and world.partition.live == {}
+
+
+def test_a_run_that_closed_under_no_retention_stays():
+    world = World(work=sleeps)
+    world.start()
+    world.send(TerminateWorkflow())
+    assert kinds(world.decide()) == ["RunTerminated"] and retention_timers(world) == []
+    world.retention["work"] = 5
+    world.send(TerminateWorkflow())
+    assert world.decide() == [] and world.run().delete_at is None
+
+
+def test_a_restart_ends_the_retention_of_the_run_before_and_the_next_one_has_its_own():
+    world = World(work=one_step)
+    world.retention["work"] = 5_000
+    world.start()
+    world.complete(0)
+    (first,) = retention_timers(world)
+    world.send(RESTART)
+    world.decide()
+    assert DropTimer(first) in world.of(DropTimer)
+    world.now = first.fire_at
+    world.fire(first)
+    assert world.decide() == [] and world.run().state == "running"
+    world.complete(0, run=2)
+    (second,) = retention_timers(world)
+    assert (second.run, second.fire_at) == (2, world.now + 5_000)
+
+
+def test_a_run_that_ends_and_begins_again_in_one_pass_is_kept_once_it_ends():
+    world = World(work=one_step)
+    world.retention["work"] = 5_000
+    world.start()
+    world.outcome(StepCompleted(number=0, attempt=1, result=b"1"))
+    world.send(RESTART)
+    assert "RetentionSet" not in kinds(world.decide())
+    world.send(CleanupWorkflow(force=True))
+    assert kinds(world.decide()) == ["RunTerminated", "RunDeleted"] and retention_timers(world) == []
+
+
+# -- commands of earlier runs ------------------------------------------------------------------------------------------
 
 
 def test_how_many_commands_of_earlier_runs_are_remembered_is_bounded():
@@ -228,22 +303,7 @@ def test_a_cancel_that_comes_before_the_outcome_in_one_pass_goes_first():
     assert kinds(world.decide()) == ["CancelRequested", "RunCancelled"]
 
 
-# -- deriving effects again --------------------------------------------------------------------------------------------
-
-
-def test_deriving_again_answers_only_the_commands_of_the_current_run():
-    world = World(work=one_step)
-    world.start(id="first")
-    world.send(TerminateWorkflow())
-    world.decide()
-    world.start(id="again", if_exists="restart")
-    _, effects = effects_since(world.turns("w"), 1)
-    assert [each.reply.command_id for each in effects if isinstance(each, SendReply)] == ["again"]
-
-
-def test_without_turns_there_is_nothing_to_derive():
-    with pytest.raises(AssertionError):
-        effects_since([], 1)
+# -- consuming --------------------------------------------------------------------------------------------------------
 
 
 def test_a_pass_without_turns_consumes_too():

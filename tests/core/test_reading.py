@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from streamflow.core.events import Applied, Claim, RunSnapshot, SignalReceived, Turn
-from streamflow.core.reading import APPLIED_BYTES, Assembler, ReadingRule, join, split
+from streamflow.core.reading import APPLIED_BYTES, Assembler, ReadingRule, join, split, split_snapshot
 from tests.core.scripted import turn
 
 
@@ -194,6 +194,31 @@ def test_a_part_of_another_turn_is_no_continuation():
     assembler = Assembler()
     assembler.add(halves(1)[0])
     assert assembler.add(halves(2)[1]) is None
+    assert assembler.parts == []
+
+
+def snapshot(*turns: bytes, number: int = 4) -> RunSnapshot:
+    return RunSnapshot(workflow_id="w", turn=number, term=1, seq=7, at=5, consumed=6, turns=list(turns))
+
+
+@given(turns=st.lists(st.binary(min_size=1, max_size=30), max_size=12), bytes_max=st.integers(1, 60))
+def test_a_snapshot_in_parts_is_whole_again_with_its_last_part(turns, bytes_max):
+    whole = snapshot(*turns)
+    parts = split_snapshot(whole, bytes_max=bytes_max)
+    assert [part.seq for part in parts] == list(range(7, 7 + len(parts)))
+    assert [(part.part, part.last) for part in parts] == [(n, n == len(parts) - 1) for n in range(len(parts))]
+    assert all(sum(map(len, part.turns)) <= bytes_max or len(part.turns) == 1 for part in parts)
+    assembler = Assembler()
+    joined = [assembler.add(part) for part in parts]
+    assert joined[:-1] == [None] * (len(parts) - 1)
+    assert joined[-1] == replace(whole, seq=parts[-1].seq)
+    assert assembler.parts == []
+
+
+def test_a_part_of_a_turn_continues_no_snapshot_of_the_same_number():
+    assembler = Assembler()
+    assembler.add(split_snapshot(snapshot(b"a", b"b", number=1), bytes_max=1)[0])
+    assert assembler.add(halves(1)[1]) is None
     assert assembler.parts == []
 
 

@@ -9,12 +9,14 @@ import pytest
 from streamflow.core.commands import CancelWorkflow, SignalWorkflow, TerminateWorkflow
 from streamflow.core.effects import (
     CancelAttempt,
+    DispatchAttempt,
     DropTimer,
     Effect,
     PublishStatus,
     RecordStart,
     SetTimer,
     StartAttempt,
+    StepTask,
     TimerRecord,
 )
 from streamflow.core.events import (
@@ -59,6 +61,14 @@ def test_code_decides_and_its_outcomes_come_back_under_their_numbers():
     assert kinds(world.complete(0, b"charged")) == ["StepCompleted"]
     assert kinds(world.complete(1, b"shipped")) == ["StepCompleted", "RunCompleted"]
     assert world.run().result == b"charged"
+
+
+def test_a_run_that_closes_is_kept_for_the_retention_of_its_workflow():
+    world = World(work=one_step)
+    world.retention["work"] = 700
+    world.start()
+    assert kinds(world.complete(0)) == ["StepCompleted", "RunCompleted", "RetentionSet"]
+    assert world.run().delete_at == T0 + 700
 
 
 def test_a_failed_step_is_an_outcome_and_what_the_code_raises_fails_the_run():
@@ -517,6 +527,9 @@ def test_a_fingerprint_tells_arguments_apart_in_64_bits():
 # -- effects of one turn that cancel out -------------------------------------------------------------------------------
 
 TIMER = TimerRecord(workflow_id="w", kind="sleep", run=1, number=0, attempt=0, fire_at=5)
+TASK = StepTask(
+    workflow_id="w", run=1, number=3, attempt=2, workflow="work", step="s", name="s", args=b"[]", scheduled_at=0
+)
 PAIRS: dict[str, tuple[list[Effect], list[int]]] = {
     "nothing was given up": ([SetTimer(TIMER), StartAttempt(1, 0, 1)], [0, 1]),
     "a timer set and dropped": ([SetTimer(TIMER), StartAttempt(1, 1, 1), DropTimer(TIMER)], [1]),
@@ -529,6 +542,7 @@ PAIRS: dict[str, tuple[list[Effect], list[int]]] = {
         [CancelAttempt(1, 0), StartAttempt(2, 0, 1)],
         [0, 1],
     ),
+    "an attempt put on a queue and cancelled": ([DispatchAttempt("gpu", TASK), CancelAttempt(1, 3)], []),
     "another step's": ([StartAttempt(1, 3, 2), CancelAttempt(1, 4)], [0, 1]),
     "others are not touched": ([PublishStatus(None), DropTimer(TIMER)], [0, 1]),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -41,16 +41,18 @@ class Stage:
     folder: Path
     url: str
     workers: Workers
+    spec: str = APP_SPEC
     app: str = field(default_factory=lambda: f"faulty-{uuid.uuid4().hex[:8]}")
 
-    def start(self, *, state: str = "state", url: str | None = None) -> WorkerProcess:
+    def start(self, *options: str, state: str = "state", url: str | None = None) -> WorkerProcess:
         """One more worker; those with the same `state` each have a directory of it to themselves."""
         return self.workers.start(
-            APP_SPEC,
+            self.spec,
             url or self.url,
             self.folder / "workers.log",
             "--state-dir",
             str(self.folder / state),
+            *options,
             variables={LINES_VARIABLE: str(self.folder / "lines"), APP_VARIABLE: self.app},
         )
 
@@ -79,7 +81,7 @@ class Stage:
                         if turn is not None:
                             instants.append(turn.at)
                     offset = batch[-1].offset + 1
-                pause = max(pause, *(later - earlier for earlier, later in pairwise(instants)))
+                pause = max([pause, *(later - earlier for earlier, later in pairwise(instants))])
         finally:
             await log.close()
         return After(examine(history, read_lines(self.folder / "lines")), history, pause / 1000)
@@ -93,12 +95,22 @@ async def until(condition: Callable[[], bool], why: Callable[[], str], seconds: 
         await asyncio.sleep(0.05)  # tidy: the poll of a fact that another process makes true
 
 
+async def until_async(condition: Callable[[], Awaitable[bool]], seconds: float = RUN_SECONDS) -> None:
+    """`until` for a fact that the log must be asked for."""
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        await asyncio.sleep(0.05)  # tidy: the poll of a fact that another process makes true
+
+
 @asynccontextmanager
-async def staged(folder: Path, url: str, *, workers: int = 3) -> AsyncIterator[tuple[Stage, sf.Client]]:
+async def staged(
+    folder: Path, url: str, *, workers: int = 3, spec: str = APP_SPEC
+) -> AsyncIterator[tuple[Stage, sf.Client]]:
     """`workers` workers on topics of their own, and a client of them; the topics are deleted at the end."""
     url = f"{url}?partitions={PARTITIONS}"
     with Workers() as processes:
-        stage = Stage(folder, url, processes)
+        stage = Stage(folder, url, processes, spec)
         await (await open_log(url, app=stage.app)).close()  # makes the topics
         for _ in range(workers):
             stage.start()

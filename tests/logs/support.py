@@ -15,7 +15,7 @@ from typing import Final
 from confluent_kafka.admin import AdminClient
 
 from streamflow.logs import open_log
-from streamflow.logs.base import Log, Membership, Record
+from streamflow.logs.base import Log, Membership, Outgoing, Record
 
 TEST_SECONDS: Final = 60
 """A test that hangs fails after this, wherever it runs."""
@@ -44,6 +44,13 @@ class Place:
         self.opened.append(log)
         return log
 
+    async def failing(self, app: str = "shop") -> tuple[Log, list[Outgoing]] | None:
+        """A handle of one partition, and records that it fails to publish; None where nothing can fail."""
+        if not self.url.startswith("sqlite:"):
+            return None
+        self.url += "&max_mib=1" if "?" in self.url else "?max_mib=1"
+        return await self.open(app, partitions=1), [Outgoing("status", 0, b"k%d" % n, b"x" * 900_000) for n in range(3)]
+
     async def close(self) -> None:
         for log in reversed(self.opened):
             await log.close()
@@ -68,6 +75,10 @@ class KafkaPlace(Place):
             partitions = partitions or 4
             self._apps.add(app)
         return await super().open(self.app(app), create=create, partitions=partitions)
+
+    async def failing(self, app: str = "shop") -> tuple[Log, list[Outgoing]] | None:
+        await self.open(app, partitions=1)
+        return await self.open(app, create=False), [Outgoing("steps.missing", 0, b"k", b"v")]
 
     async def close(self) -> None:
         await super().close()

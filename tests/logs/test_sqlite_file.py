@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sqlite3
@@ -90,7 +91,49 @@ async def test_a_file_of_a_newer_version(tmp_path: Path) -> None:
     change(path, "PRAGMA user_version=7")
     error = await refusal(path)
     assert isinstance(error, InvalidArguments)
-    assert "has schema version 7, this streamflow knows 1: upgrade streamflow" in str(error)
+    assert "has schema version 7, this streamflow knows 2: upgrade streamflow" in str(error)
+
+
+@on_loop
+async def test_a_file_of_an_older_version(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    await make_log(path)
+    change(path, "PRAGMA user_version=1")
+    error = await refusal(path)
+    assert isinstance(error, InvalidArguments)
+    assert "has schema version 1, this streamflow needs 2: let its runs end under the version that wrote it" in str(
+        error
+    )
+
+
+@on_loop
+async def test_what_a_crash_left_below_the_start_is_seen_by_nobody_and_swept_by_the_next_trim(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    await make_log(path, records=50)
+    change(path, "UPDATE streams SET first = 40 WHERE next = 50")
+    place = Place(sqlite_url(path))
+    log = await place.open()
+    assert [record.offset for record in await log.read(HISTORY, 0, 0)] == list(range(40, 50))
+    await log.trim(HISTORY, 0, 0)
+    await place.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM records").fetchone() == (10,)
+
+
+@on_loop
+async def test_an_errand_that_fails_fails_alone(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    await make_log(path)
+    change(path, "DROP TABLE marks")
+    place = Place(sqlite_url(path))
+    log = await place.open()
+    asked = asyncio.ensure_future(log.offset_at(HISTORY, 0, 1))
+    await asyncio.sleep(0)
+    assert await log.append(0, 0, [(b"k", b"v")]) == 0
+    with pytest.raises(CorruptLog, match="no such table: marks"):
+        await asked
+    assert await log.append(0, 1, [(b"k", b"v")]) == 1
+    await place.close()
 
 
 @on_loop

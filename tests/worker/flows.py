@@ -20,6 +20,16 @@ async def once(n: int) -> int:
     return n
 
 
+@app.step(queue="gpu", timeout=5, retry=sf.Retry(max_attempts=2, initial=1, jitter=0))
+async def embed(n: int) -> int:
+    return n
+
+
+@app.workflow
+async def remote(n: int) -> int:
+    return await embed(n)
+
+
 @app.workflow
 async def line(n: int) -> int:
     """`n` steps, one after the other."""
@@ -27,6 +37,12 @@ async def line(n: int) -> int:
     for i in range(n):
         total += await work(i)
     return total
+
+
+@app.workflow(retention=1.5)
+async def brief() -> int:
+    """Kept for a moment only when it is closed."""
+    return await work(1)
 
 
 @app.workflow

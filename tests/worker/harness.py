@@ -23,7 +23,7 @@ from streamflow.config import Limits
 from streamflow.core.commands import Body, Command, FireTimer, SignalWorkflow, StartWorkflow
 from streamflow.core.effects import DeadLetter, Reply, TimerRecord
 from streamflow.core.events import HistoryRecord, StepAttemptFailed, StepCompleted, StepFailed, Turn
-from streamflow.core.partition import CodeFactory
+from streamflow.core.inputs import CodeFactory
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS, Log, Outgoing, Record
 from streamflow.logs.open import open_log
 from streamflow.store.base import Store
@@ -174,6 +174,7 @@ class World:
             executor=self.executor,  # type: ignore[arg-type]
             clock=self.clock,
             code_of=self._code_of,
+            retention_of=self._retention_of,
             limits=self.limits,
         )
         return self.processor
@@ -205,15 +206,22 @@ class World:
     async def send(
         self, workflow_id: str, body: Body, *, command_id: str | None = None, reply_to: int | None = 0
     ) -> str:
-        command = Command(
+        command = self._command(workflow_id, body, command_id, reply_to)
+        await self.send_raw(encode_command(command), workflow_id.encode())
+        return command.command_id
+
+    def command_record(self, workflow_id: str, body: Body) -> Outgoing:
+        """A command as a record, to be published together with others."""
+        return Outgoing(COMMANDS, 0, workflow_id.encode(), encode_command(self._command(workflow_id, body, None, 0)))
+
+    def _command(self, workflow_id: str, body: Body, command_id: str | None, reply_to: int | None) -> Command:
+        return Command(
             command_id=command_id or f"c{next(self._ids)}",
             workflow_id=workflow_id,
             sent_at=self.clock.at_ms,
             body=body,
             reply_to=reply_to,
         )
-        await self.send_raw(encode_command(command), workflow_id.encode())
-        return command.command_id
 
     async def send_raw(self, value: bytes, key: bytes = b"") -> None:
         await self.log.log.publish([Outgoing(COMMANDS, 0, key, value)])
@@ -236,6 +244,9 @@ class World:
 
     async def history(self) -> list[HistoryRecord]:
         return [decode_history(record.value or b"") for record in await self.records(HISTORY)]
+
+    async def history_of(self, workflow_id: str) -> list[HistoryRecord]:
+        return [each for each in await self.history() if getattr(each, "workflow_id", None) == workflow_id]
 
     async def replies(self) -> dict[str, Reply]:
         found = [decode_reply(record.value or b"") for record in await self.records(REPLIES)]
@@ -260,6 +271,10 @@ class World:
     def _code_of(self, workflow: str) -> CodeFactory | None:
         definition = self.app.workflows.get(workflow)
         return None if definition is None else partial(RunCode, definition)
+
+    def _retention_of(self, workflow: str) -> int | None:
+        definition = self.app.workflows.get(workflow)
+        return None if definition is None or definition.retention is None else round(definition.retention * 1000)
 
 
 @asynccontextmanager

@@ -36,7 +36,7 @@ def test_values_that_do_not_fit_fail_the_step_for_good():
             outcome = await it.of(a_step(large))
             assert isinstance(outcome, StepFailed)
             assert outcome.error.type == "streamflow.errors.PayloadTooLarge"
-            assert "the result of step large has 900,002 bytes" in outcome.error.message
+            assert "the result of step large of run w has 900,002 bytes" in outcome.error.message
 
     run(test())
 

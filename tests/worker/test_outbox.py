@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from streamflow.codec.avro import decode_command, decode_dead_letter, decode_reply, decode_status, encode_timer
+from streamflow.codec.avro import (
+    decode_command,
+    decode_dead_letter,
+    decode_reply,
+    decode_status,
+    decode_task,
+    encode_timer,
+)
 from streamflow.config import PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX
 from streamflow.core.commands import CancelWorkflow, Command, FireTimer
 from streamflow.core.effects import (
     CancelAttempt,
     DeadLetter,
+    DispatchAttempt,
     DropTimer,
     Effect,
     Forward,
@@ -20,6 +28,7 @@ from streamflow.core.effects import (
     SetTimer,
     StartAttempt,
     StatusRecord,
+    StepTask,
     TimerRecord,
 )
 from streamflow.errors import ErrorInfo
@@ -70,6 +79,15 @@ def test_the_effects_of_a_turn_become_records_in_their_order_and_local_ones_none
     ]
     assert [record.value is None for record in records] == [False, True, False, True, False, False]
     assert decode_command(records[5].value or b"") == command
+
+
+def test_an_attempt_for_a_queue_goes_to_its_topic_under_the_runs_id_and_partition():
+    task = StepTask(
+        workflow_id="w", run=1, number=3, attempt=2, workflow="x", step="s", name="s", args=b"[]", scheduled_at=7
+    )
+    (record,) = outgoing([DispatchAttempt("gpu", task)], 2, "w", 4)
+    assert record[:3] == ("steps.gpu", 2, b"w")
+    assert decode_task(record.value or b"") == task
 
 
 @pytest.mark.parametrize("reply_to", [-1, 4, 1 << 40])

@@ -191,7 +191,7 @@ def test_whoever_resumes_anywhere_comes_to_the_same_store(choices: list[tuple[st
         ),
         (
             encode_history(RunSnapshot(workflow_id="w", turn=1, term=1, seq=2, at=0, consumed=0, turns=[])),
-            "only newer versions write",
+            "the snapshot of turn 1 of run w does not follow: expected a snapshot to hold turns up to 1, found []",
         ),
     ],
 )
@@ -256,3 +256,65 @@ def test_a_run_that_was_deleted_and_begins_again_counts_from_one():
         state = fold(history, cut)
         assert numbers(state) == [1, 2]
         assert [status.turn for status in state.runs(descending=False, after=None)] == [2]
+
+
+def snapshot(seq: int, *turns: Turn) -> RunSnapshot:
+    last = turns[-1]
+    held = [encode_history(each) for each in turns]
+    return RunSnapshot(workflow_id=last.workflow_id, turn=last.turn, term=1, seq=seq, at=40, consumed=30, turns=held)
+
+
+def fold_trimmed(history: list[HistoryRecord], start: int, *ends: int) -> PartitionState:
+    """The state after the history without what lies before `start`, by a new restorer after each end."""
+    state = PartitionState(MemoryStore())
+    found = records(history)
+    for end in [*ends, len(found)]:
+        restorer = Restorer(state, 0)
+        restorer.trimmed = True
+        restorer.offset = max(restorer.offset, start)
+        if found[restorer.offset : end]:
+            restorer.fold(found[restorer.offset : end])
+    return state
+
+
+def test_turns_whose_beginning_is_trimmed_wait_for_their_snapshot_or_the_end_of_their_run():
+    ended = Turn(workflow_id="v", turn=3, term=1, seq=6, at=0, consumed=0, events=[RunCompleted(result=b"1")])
+    gone = Turn(workflow_id="v", turn=4, term=1, seq=7, at=0, consumed=0, events=[RunDeleted()])
+    again = Turn(
+        workflow_id="u",
+        turn=2,
+        term=1,
+        seq=8,
+        at=9,
+        consumed=0,
+        events=[RunCompleted(result=b"1"), RunCreated(workflow="x", args=b"[]", run=2), RunStarted()],
+    )
+    history: list[HistoryRecord] = [
+        claim(1),
+        turn(1, 1, 1, workflow_id="w"),
+        turn(1, 2, 1, workflow_id="v"),
+        turn(1, 3, 1, workflow_id="u"),
+        turn(1, 4, 2, workflow_id="w", consumed=20),
+        turn(1, 5, 2, workflow_id="v"),
+        ended,
+        gone,
+        again,
+        snapshot(9, turn(1, 1, 1, workflow_id="w"), turn(1, 4, 2, workflow_id="w")),
+        snapshot(10, again),
+        turn(1, 11, 3, workflow_id="w"),
+    ]
+    whole = fold(history)
+    assert whole.row().consumed == 30 and whole.row().at == 40
+    for start in (4, 5, 6, 9):
+        assert fold_trimmed(history[:9], start).headless() == ({"w"} if start == 4 else set())
+        for end in range(start, len(history)):
+            state = fold_trimmed(history, start, end)
+            assert dump(state.store) == dump(whole.store)
+            assert not state.headless()
+    assert fold_trimmed(history[:7], 5).headless() == {"v"}
+    assert numbers(whole) == [1, 2, 3] and numbers(whole, "u") == [2] and numbers(whole, "v") == []
+
+
+def test_a_turn_without_its_beginning_is_corrupt_where_nothing_was_trimmed():
+    with pytest.raises(CorruptLog, match="turn 2 of run w does not follow"):
+        fold([claim(1), turn(1, 1, 2)])

@@ -47,7 +47,7 @@ def changes(run: Run, *turns: Turn) -> list[Change]:
     made = []
     for turn in turns:
         run.fold(turn)
-        made.append(change_of(run, turn, encode_history(turn)))
+        made.append(change_of(run, turn, encode_history(turn), offset=turn.seq))
     return made
 
 
@@ -201,9 +201,9 @@ ACTIONS = st.one_of(
     st.tuples(
         st.just("start"),
         st.sampled_from(IDS),
-        st.sampled_from(["line", "fan", "listens", "mixed", "sleeps", "careful"]),
+        st.sampled_from(["line", "brief", "fan", "listens", "mixed", "sleeps", "careful"]),
     ),
-    st.tuples(st.just("restart"), st.sampled_from(IDS), st.sampled_from(["line", "listens"])),
+    st.tuples(st.just("restart"), st.sampled_from(IDS), st.sampled_from(["line", "brief", "listens"])),
     st.tuples(st.just("signal"), st.sampled_from(IDS), st.sampled_from([b"1", b"null"])),
     st.tuples(st.sampled_from(["cancel", "terminate", "cleanup", "force"]), st.sampled_from(IDS)),
     st.tuples(st.sampled_from(["complete", "fail", "retry"]), st.integers(0, 3)),

@@ -474,3 +474,97 @@ def test_a_limit_is_a_limit_of_one_worker(memory: str):
             assert all(len(processor.core.live) <= 1 for processor in worker.processors.values())
 
     run(test())
+
+
+# -------------------------------------------------------------------------------------------------------- step queues
+
+
+def a_queued_app() -> tuple[sf.App, list[str]]:
+    """An app with a step on a queue, and the workers' names in the order in which they ran it."""
+    app, ran = sf.App("shop"), list[str]()
+
+    @app.step(queue="gpu")
+    async def embed(n: int) -> int:
+        ran.append(sf.step_info().workflow_id)
+        return n
+
+    @app.workflow
+    async def flow(n: int) -> int:
+        return sum(await asyncio.gather(*(embed(i) for i in range(n))))
+
+    return app, ran
+
+
+def test_a_step_waits_for_a_worker_that_serves_its_queue_and_owns_nothing(url: str, tmp_path: Path):
+    app, ran = a_queued_app()
+
+    async def test():
+        async with (
+            opened(url, app) as log,
+            opened(url, app) as other,
+            opened(url, app) as third,
+            working(app, log) as owner,
+            Client(third, app) as client,
+        ):
+            await until(owner, 0, 1, 2, 3)
+            handles = [await client.start("flow", 3, id=f"w{number}") for number in range(4)]
+            status = await handles[0].status()
+            assert (status.waiting_on, ran) == (["step embed on queue gpu"] * 3, [])
+            state = tmp_path / "none"
+            async with working(app, other, queues=["gpu"], owns_partitions=False, state_dir=state) as step_worker:
+                found = await asyncio.gather(*(handle.result(timeout=30) for handle in handles))
+                assert (found, len(ran)) == ([3] * 4, 12)
+                assert not step_worker.partitions and not state.exists()
+                assert set(owner.processors) == {0, 1, 2, 3}
+
+    run(test())
+
+
+def test_a_worker_may_serve_a_queue_beside_its_partitions(memory: str):
+    app, ran = a_queued_app()
+
+    async def test():
+        async with app.serve(memory, queues=["gpu", "gpu"]) as client:
+            assert await (await client.start("flow", 3)).result(timeout=30) == 3
+        assert len(ran) == 3
+
+    run(test())
+
+
+def test_a_worker_with_nothing_to_do_is_refused(memory: str):
+    async def test():
+        async with opened(memory, an_app()) as log:
+            with pytest.raises(InvalidArguments, match="a worker that owns no partitions needs queues to serve"):
+                Worker(an_app(), log, owns_partitions=False)
+
+    run(test())
+
+
+def test_a_worker_that_cannot_join_leaves_its_queues(memory: str, monkeypatch: pytest.MonkeyPatch):
+    app, _ = a_queued_app()
+
+    async def away(owner: str, *, instance: str | None = None) -> None:
+        raise Unavailable("the log is away")
+
+    async def test():
+        async with opened(memory, app) as log, opened(memory, app) as other:
+            monkeypatch.setattr(log, "join", away)
+            worker = Worker(app, log, queues=["gpu"])
+            with pytest.raises(Unavailable, match="the log is away"):
+                await worker.start()
+            async with working(app, other, queues=["gpu"], owns_partitions=False) as second:
+                await waiting.until(lambda: set(second.services[0].readers) == {0, 1, 2, 3})
+
+    run(test())
+
+
+def test_a_worker_dies_with_the_service_of_a_queue(memory: str):
+    app, _ = a_queued_app()
+
+    async def test():
+        async with opened(memory, app) as log, working(app, log, queues=["gpu"]) as worker:
+            worker.services[0].ended.set_exception(CorruptLog("page me"))
+            with pytest.raises(CorruptLog, match="page me"):
+                await worker.wait()
+
+    run(test())

@@ -86,6 +86,8 @@ async def plain() -> None: ...
         {"timeout": float("nan")},
         {"timeout": "soon"},
         {"queue": ""},
+        {"queue": "GPU 1"},
+        {"queue": "gpu", "at_most_once": True},
         {"raises": ("ValueError",)},
         {"raises": ValueError("no class")},
         {"process": True},

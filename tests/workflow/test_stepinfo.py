@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streamflow.errors import InvalidArguments
-from streamflow.workflow.stepinfo import StepInfo, running, step_info
+from streamflow.workflow.stepinfo import StepInfo, heartbeat, running, step_info
 
 
 def made(*, run: int = 1, number: int = 3, attempt: int = 1) -> StepInfo:
@@ -26,6 +26,17 @@ def test_an_attempt_is_not_cancelled_until_it_is():
         info.cancel()
         info.cancel()
         assert info.cancelled
+
+
+def test_a_heartbeat_notes_how_far_the_attempt_has_come():
+    with pytest.raises(InvalidArguments, match="only inside a step"):
+        heartbeat(1)
+    info = made()
+    token = running.set(info)
+    assert info.details is None
+    heartbeat({"rows": 7})
+    assert step_info().details == {"rows": 7}
+    running.reset(token)
 
 
 def test_outside_of_a_step_there_is_nothing_to_tell():

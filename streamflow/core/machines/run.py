@@ -16,6 +16,7 @@ from streamflow.core.events import (
     CancelRequested,
     Event,
     ProgressSet,
+    RetentionSet,
     RunBlocked,
     RunCancelled,
     RunCompleted,
@@ -84,6 +85,7 @@ class Run(RunRecord):
 
 def _created(run: Run, event: RunCreated, at: int) -> list[Effect]:
     state = next_state(TRANSITIONS, run.state, event, who=f"run {run.workflow_id}")
+    effects = _no_longer_kept(run)
     if run.state is not RunState.NONE:
         fresh = Run(workflow_id=run.workflow_id, turn=run.turn, commands=run.commands)
         for name in run.__struct_fields__:
@@ -97,7 +99,6 @@ def _created(run: Run, event: RunCreated, at: int) -> list[Effect]:
     run.created_at = at
     run.start_timer_at = event.start_at
     run.deadline_at = event.deadline_at
-    effects: list[Effect] = []
     if event.start_at is not None:
         effects.append(SetTimer(run.own_timer("start", event.start_at)))
     if event.deadline_at is not None:
@@ -162,7 +163,23 @@ def _progress(run: Run, event: ProgressSet, at: int) -> list[Effect]:
 
 def _deleted(run: Run, event: RunDeleted, at: int) -> list[Effect]:
     run.state = next_state(TRANSITIONS, run.state, event, who=f"run {run.workflow_id}")
-    return []
+    return _no_longer_kept(run)
+
+
+def _retention_set(run: Run, event: RetentionSet, at: int) -> list[Effect]:
+    if run.state not in CLOSED or run.delete_at is not None:
+        raise IllegalTransition(f"run {run.workflow_id} is {run.state}, kept until {run.delete_at}: it cannot {event}")
+    run.delete_at = event.delete_at
+    return [SetTimer(run.own_timer("retention", event.delete_at))]
+
+
+def _no_longer_kept(run: Run) -> list[Effect]:
+    """The closed run goes, or makes room for the next one of its id: its retention timer has nothing to end."""
+    if run.delete_at is None:
+        return []
+    timer_record = run.own_timer("retention", run.delete_at)
+    run.delete_at = None
+    return [DropTimer(timer_record)]
 
 
 def identity(kind: str, name: str) -> str:
@@ -184,16 +201,16 @@ def _decided(run: Run, decision: Decision) -> None:
 def _step_scheduled(run: Run, event: StepScheduled, at: int) -> list[Effect]:
     decision, effects = step.create(event, run.workflow_id, run.run, at)
     _decided(run, decision)
-    run.open_attempts += decision.has_attempt
+    run.open_attempts += decision.runs_here
     return effects
 
 
 def _step_changed(run: Run, event: StepEvent, at: int) -> list[Effect]:
     decision = _decision(run, event, step.Step)
-    run.open_attempts -= decision.has_attempt
+    run.open_attempts -= decision.runs_here
     effects = step.evolve(decision, event, run.workflow_id, run.run)
     if decision.is_open:
-        run.open_attempts += decision.has_attempt
+        run.open_attempts += decision.runs_here
     else:
         del run.decisions[event.number]
     return effects
@@ -247,6 +264,7 @@ APPLY: Final[Mapping[type[Struct], Callable[[Run, Never, int], list[Effect]]]] =
     RunBlocked: _blocked,
     RunUnblocked: _blocked,
     RunDeleted: _deleted,
+    RetentionSet: _retention_set,
     CancelRequested: _cancel_requested,
     ProgressSet: _progress,
     StepScheduled: _step_scheduled,

@@ -8,8 +8,9 @@
                            COMPLETED, FAILED, CANCELLED, TERMINATED ──RunCreated──▶ SCHEDULED (the next run)
                                                         └──────────RunDeleted──▶ DELETED ──RunCreated──▶ SCHEDULED
 
-RUNNING takes CancelRequested and ProgressSet and stays; BLOCKED takes CancelRequested and stays, and neither completes
-nor is cancelled, since that is for its code to do. SCHEDULED does not complete.
+A closed run takes RetentionSet once and stays. RUNNING takes CancelRequested and ProgressSet and stays; BLOCKED takes
+CancelRequested and stays, and neither completes nor is cancelled, since that is for its code to do. SCHEDULED does not
+complete.
 
 This file reads; run.py changes.
 """
@@ -86,7 +87,10 @@ WAITING_ON_MAX: Final = 10
 
 
 class RunRecord(Struct):
-    """What is known of one run. `turn` is the number of its last turn; `first_turn` the one in which it was created."""
+    """What is known of one run. `turn` is the number of its last turn; `first_turn` the one in which it was created.
+
+    `open_attempts` counts those that the owner runs itself: a run without any may leave memory.
+    """
 
     workflow_id: str
     state: RunState = RunState.NONE
@@ -106,6 +110,7 @@ class RunRecord(Struct):
     closed_at: int | None = None
     start_timer_at: int | None = None
     deadline_at: int | None = None
+    delete_at: int | None = None
     decided: int = 0
     occurrences: dict[str, list[int]] = {}
     decisions: dict[int, Decision] = {}
@@ -130,6 +135,8 @@ class RunRecord(Struct):
                 return self.state is RunState.SCHEDULED and self.start_timer_at is not None
             case "deadline":
                 return not self.is_closed and self.deadline_at is not None
+            case "retention":
+                return self.delete_at is not None
             case "sleep":
                 return isinstance(self.decisions.get(number), timer.Timer)
             case _:
@@ -143,6 +150,8 @@ class RunRecord(Struct):
                 due_at = self.start_timer_at
             case "deadline":
                 due_at = self.deadline_at
+            case "retention":
+                due_at = self.delete_at
             case _:
                 decision = self.decisions[number]
                 assert not isinstance(decision, signal.Wait), decision
@@ -184,5 +193,5 @@ class RunRecord(Struct):
         )
 
     def own_timer(self, kind: str, fire_at: int) -> TimerRecord:
-        """The run's start or deadline timer, as the timers topic holds it."""
+        """The run's start, deadline or retention timer, as the timers topic holds it."""
         return TimerRecord(workflow_id=self.workflow_id, kind=kind, run=self.run, number=0, attempt=0, fire_at=fire_at)

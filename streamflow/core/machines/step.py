@@ -11,6 +11,9 @@
 
 OPEN means that its attempt may run; a new owner runs it again (steps are at-least-once). A step that asked for at most
 once has its start recorded first, and a new owner that finds it STARTED fails it instead.
+
+A step with a queue goes through the same states, but its attempts are put on that queue's topic instead of being run
+here: whoever takes them from there answers with a command, and a new owner need not start anything again.
 """
 
 from __future__ import annotations
@@ -21,8 +24,19 @@ from typing import Final
 
 from msgspec import Struct
 
-from streamflow.core.effects import CancelAttempt, DropTimer, Effect, RecordStart, SetTimer, StartAttempt, TimerRecord
+from streamflow.core.effects import (
+    CancelAttempt,
+    DispatchAttempt,
+    DropTimer,
+    Effect,
+    RecordStart,
+    SetTimer,
+    StartAttempt,
+    StepTask,
+    TimerRecord,
+)
 from streamflow.core.events import (
+    RemoteCall,
     StepAttemptFailed,
     StepCancelled,
     StepCompleted,
@@ -79,6 +93,7 @@ class Step(Struct):
     attempt: int = 1
     queue: str | None = None
     at_most_once: bool = False
+    remote: RemoteCall | None = None
     state: StepState = StepState.OPEN
 
     kind = "step"
@@ -92,6 +107,11 @@ class Step(Struct):
     def has_attempt(self) -> bool:
         """Whether an attempt is, or should be, running now."""
         return self.state in _RUNS
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether that attempt is the owner's to run."""
+        return self.state in _RUNS and self.queue is None
 
     def accepts(self, attempt: int) -> bool:
         """Whether an outcome of `attempt` still counts: not one of an old attempt, a closed or a cancelled step."""
@@ -116,14 +136,34 @@ class Step(Struct):
     def waits_for(self) -> str:
         """The step's entry in `waiting_on`."""
         if self.has_attempt:
-            return f"step {self.name}" if self.attempt == 1 else f"step {self.name} (attempt {self.attempt})"
+            where = f"step {self.name}" if self.queue is None else f"step {self.name} on queue {self.queue}"
+            return where if self.attempt == 1 else f"{where} (attempt {self.attempt})"
         return f"step {self.name} (attempt {self.attempt} at {self.due_at})"
 
-    def begin(self, run: int) -> list[Effect]:
-        """Run the attempt that is open; at most once means that its start is recorded first."""
+    def begin(self, workflow_id: str, run: int) -> list[Effect]:
+        """Run the attempt that is open, or have it run; at most once means that its start is recorded first."""
+        if self.queue is not None:
+            return [DispatchAttempt(self.queue, self.task(workflow_id, run))]
         if self.at_most_once and self.state is StepState.OPEN:
             return [RecordStart(run, self.number, self.attempt)]
         return [StartAttempt(run, self.number, self.attempt)]
+
+    def task(self, workflow_id: str, run: int) -> StepTask:
+        """The attempt that is open, as the queue's topic holds it."""
+        call = self.remote or RemoteCall(step=self.name, workflow="")
+        return StepTask(
+            workflow_id=workflow_id,
+            run=run,
+            number=self.number,
+            attempt=self.attempt,
+            workflow=call.workflow,
+            step=call.step,
+            name=self.name,
+            args=self.args,
+            scheduled_at=self.scheduled_at,
+            timeout_ms=call.timeout_ms,
+            retry=call.retry,
+        )
 
 
 def create(event: StepScheduled, workflow_id: str, run: int, at: int) -> tuple[Step, list[Effect]]:
@@ -136,9 +176,10 @@ def create(event: StepScheduled, workflow_id: str, run: int, at: int) -> tuple[S
         scheduled_at=at,
         queue=event.queue,
         at_most_once=event.at_most_once,
+        remote=event.remote,
     )
     if event.start_at is None:
-        return step, step.begin(run)
+        return step, step.begin(workflow_id, run)
     step.state = StepState.DELAYED
     step.due_at = event.start_at
     return step, [SetTimer(step.timer(workflow_id, run))]
@@ -153,7 +194,7 @@ def evolve(step: Step, event: StepEvent, workflow_id: str, run: int) -> list[Eff
     if after is StepState.OPEN or after is StepState.STARTED:
         dropped: list[Effect] = [DropTimer(step.timer(workflow_id, run))] if before in _WAITS_FOR_TIMER else []
         step.state = after
-        return dropped + step.begin(run)
+        return dropped + step.begin(workflow_id, run)
     if type(event) is StepAttemptFailed:
         step.state = after
         step.attempt += 1

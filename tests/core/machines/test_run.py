@@ -12,6 +12,7 @@ from streamflow.core.events import (
     Applied,
     CancelRequested,
     ProgressSet,
+    RetentionSet,
     RunBlocked,
     RunCancelled,
     RunCompleted,
@@ -34,7 +35,7 @@ from streamflow.core.events import (
     TimerFired,
     TimerSet,
 )
-from streamflow.core.machines.run import APPLY, TRANSITIONS, Run, RunState, identity
+from streamflow.core.machines.run import APPLY, CLOSED, TRANSITIONS, Run, RunState, identity
 from streamflow.core.machines.table import IllegalTransition
 from tests.core.scripted import ERROR, T0, created, scheduled, turn
 
@@ -144,6 +145,26 @@ def test_a_new_run_is_scheduled_with_its_timers():
     assert run.apply(RunStarted(), T0 + 5) == [DropTimer(timers[0])]
     assert (run.started_at, run.start_timer_at) == (T0 + 5, None)
     assert run.apply(RunFailed(error=ERROR), T0 + 9) == [DropTimer(timers[1])]
+
+
+@pytest.mark.parametrize("state", list(RunState))
+def test_only_a_closed_run_is_given_its_retention_and_only_once(state):
+    run = Run(workflow_id="w", run=3, state=state)
+    retention = RetentionSet(delete_at=T0 + 5)
+    if state in CLOSED:
+        timer = TimerRecord(workflow_id="w", kind="retention", run=3, number=0, attempt=0, fire_at=T0 + 5)
+        assert run.apply(retention, T0) == [SetTimer(timer)]
+        assert run.state is state and run.delete_at == T0 + 5
+    with pytest.raises(IllegalTransition, match=f"run w is {state}, kept until"):
+        run.apply(retention, T0)
+
+
+@pytest.mark.parametrize("event", [RunDeleted(), created(run=2)])
+def test_the_retention_ends_with_the_run_or_where_the_next_one_begins(event):
+    run = a_run(RunCompleted(result=b"1"), RetentionSet(delete_at=T0 + 5))
+    timer = TimerRecord(workflow_id="w", kind="retention", run=1, number=0, attempt=0, fire_at=T0 + 5)
+    assert run.apply(event, T0 + 1) == [DropTimer(timer)]
+    assert run.delete_at is None
 
 
 def test_a_scheduled_run_that_is_stopped_drops_both_of_its_timers():

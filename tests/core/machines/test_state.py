@@ -47,17 +47,26 @@ def test_the_diagram_names_every_state_and_event():
 
 @pytest.mark.parametrize(
     ("kind", "number", "attempt", "due_at"),
-    [("sleep", 1, 0, 500), ("step", 3, 1, 700), ("deadline", 0, 0, 900)],
+    [("sleep", 1, 0, 500), ("step", 3, 1, 700), ("deadline", 0, 0, 900), ("retention", 0, 0, 950)],
 )
 def test_a_pending_timer_is_known_with_its_instant(kind, number, attempt, due_at):
-    run = a_run(deadline_at=900)
+    run = a_run(deadline_at=900, delete_at=950)
     assert run.timer_pending(kind, number, attempt)
     assert run.timer_due_at(kind, number) == due_at
 
 
 @pytest.mark.parametrize(
     ("kind", "number", "attempt"),
-    [("sleep", 0, 0), ("sleep", 9, 0), ("step", 3, 2), ("step", 0, 1), ("step", 1, 1), ("step", 9, 1), ("start", 0, 0)],
+    [
+        ("sleep", 0, 0),
+        ("sleep", 9, 0),
+        ("step", 3, 2),
+        ("step", 0, 1),
+        ("step", 1, 1),
+        ("step", 9, 1),
+        ("start", 0, 0),
+        ("retention", 0, 0),
+    ],
 )
 def test_a_timer_that_is_not_exactly_the_pending_one_is_not_pending(kind, number, attempt):
     assert not a_run(start_timer_at=5).timer_pending(kind, number, attempt)

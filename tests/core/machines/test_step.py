@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 
-from streamflow.core.effects import CancelAttempt, DropTimer, RecordStart, SetTimer, StartAttempt, TimerRecord
+from streamflow.core.effects import (
+    CancelAttempt,
+    DispatchAttempt,
+    DropTimer,
+    RecordStart,
+    SetTimer,
+    StartAttempt,
+    StepTask,
+    TimerRecord,
+)
 from streamflow.core.events import (
+    RemoteCall,
     StepAttemptFailed,
     StepCancelled,
     StepCompleted,
@@ -70,9 +80,10 @@ def test_an_event_of_another_attempt_is_illegal(event):
 
 
 def test_a_step_starts_at_once_unless_it_has_a_delay_or_runs_at_most_once():
-    event = StepScheduled(number=5, name="charge", args=b"[7]", fingerprint=1, queue="gpu")
+    event = StepScheduled(number=5, name="charge", args=b"[7]", fingerprint=1)
     made, effects = step.create(event, "w", 3, 100)
-    assert (made.state, made.queue, made.scheduled_at, effects) == ("open", "gpu", 100, [StartAttempt(3, 5, 1)])
+    assert (made.state, made.queue, made.scheduled_at, effects) == ("open", None, 100, [StartAttempt(3, 5, 1)])
+    assert made.runs_here
 
     made, effects = step.create(StepScheduled(**fields_of(event, start_at=400)), "w", 3, 100)
     assert (made.state, made.due_at, effects) == ("delayed", 400, [SetTimer(timer_of(1, 400))])
@@ -83,6 +94,39 @@ def test_a_step_starts_at_once_unless_it_has_a_delay_or_runs_at_most_once():
 
 def fields_of(event: StepScheduled, **changed: object) -> dict[str, Any]:
     return {name: getattr(event, name) for name in event.__struct_fields__} | changed
+
+
+def test_with_a_queue_its_attempts_are_dispatched_and_carry_how_it_was_called():
+    call = RemoteCall(step="pay", workflow="work", timeout_ms=9, retry=b"{}")
+    event = StepScheduled(number=5, name="charge", args=b"[7]", fingerprint=1, queue="gpu", remote=call)
+    made, effects = step.create(event, "w", 3, 100)
+    task = StepTask(
+        workflow_id="w",
+        run=3,
+        number=5,
+        attempt=1,
+        workflow="work",
+        step="pay",
+        name="charge",
+        args=b"[7]",
+        scheduled_at=100,
+        timeout_ms=9,
+        retry=b"{}",
+    )
+    assert effects == [DispatchAttempt("gpu", task)]
+    assert made.has_attempt and not made.runs_here
+    assert made.waits_for() == "step charge on queue gpu"
+
+    assert step.evolve(made, StepAttemptFailed(number=5, attempt=1, error=ERROR, retry_at=900), "w", 3)
+    due = step.evolve(made, StepDue(number=5, attempt=2), "w", 3)
+    assert [each.task.attempt for each in due if isinstance(each, DispatchAttempt)] == [2]
+    assert made.waits_for() == "step charge on queue gpu (attempt 2)"
+
+
+def test_a_step_on_a_queue_that_says_no_more_is_called_by_its_name():
+    (effect,) = a_step(queue="gpu").begin("w", 3)
+    assert isinstance(effect, DispatchAttempt)
+    assert (effect.task.step, effect.task.workflow, effect.task.timeout_ms) == ("charge", "", None)
 
 
 def test_at_most_once_runs_only_behind_its_recorded_start():
