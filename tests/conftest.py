@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import settings
 
 pytest_plugins = ["tests.kafka.plugin"]
+
+# A shell that starts the run in the background has it ignore Ctrl-C, and with it every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A deadline measures the machine, not the code: on a busy one it fails at random. The timeout of the run is enough.
 settings.register_profile("streamflow", deadline=None, print_blob=True)
