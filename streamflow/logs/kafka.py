@@ -87,6 +87,7 @@ class KafkaLog:
         self._known = set(TOPICS)
         self._offsets = PublishedOffsets(url, app)
         self._writing = Writing(url, app, self._partitions, self._offsets.moved)
+        self._writing.warm_up(history=False)
         self._reading = Reading(url, app)
         self._following = Following(url, app, self._reading.read, self._reading.bounds)
         self._members: list[KafkaMembership] = []
@@ -263,6 +264,7 @@ class KafkaLog:
     async def join(self, owner: str, *, instance: str | None = None) -> KafkaMembership:
         self._check_open()
         check_id(owner, what="owner")
+        self._writing.warm_up(history=True)
         await self.verify()
         return await self._join(COMMANDS, self._app, owner, instance, note=self._found[HISTORY].id)
 

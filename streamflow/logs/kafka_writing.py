@@ -113,6 +113,13 @@ class Writing:
         self._pending_bytes = 0
         self._ended: list[Lane] = []
 
+    def warm_up(self, *, history: bool) -> None:
+        """Make the producers before they are needed: each takes half a second until a broker gave it its id."""
+        if self._publisher is None:
+            self._publisher = Lane(self._url, "publisher", self._published)
+        for partition in range(len(self._lanes) if history else 0):
+            self._history_lane(partition)
+
     # -- history -----------------------------------------------------------------------------------------------------
 
     def append(
