@@ -1,0 +1,275 @@
+"""Writing to Kafka with a lane that is played by the test: what is acknowledged, in which order, and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from streamflow.errors import Fenced, StreamflowError, Unavailable
+from streamflow.logs import kafka_writing
+from streamflow.logs.base import COMMANDS, STATUS, Outgoing
+from streamflow.logs.kafka_lane import Sent
+from streamflow.logs.kafka_url import parse_kafka
+from streamflow.logs.kafka_writing import Writing
+
+
+class PlayedLane:
+    """Keeps what it is given, until the test acknowledges it."""
+
+    made: ClassVar[list[PlayedLane]] = []
+
+    def __init__(self, url: object, name: str, delivered: Callable[[Any, list[Sent]], None]) -> None:
+        self.name, self._delivered = name, delivered
+        self.dropped = self.failed = False
+        self.refuses: Exception | None = None
+        self.sent: list[tuple[str, int, bytes | None, Sent, int]] = []
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        PlayedLane.made.append(self)
+
+    def send(self, topic: str, partition: int, key: bytes, value: bytes | None, sent: Sent, expected: int = -1) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.sent.append((topic, partition, value, sent, expected))
+
+    def drop(self) -> None:
+        self.dropped = True
+        self.close()
+
+    def close(self) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    # -- the test's part
+
+    @property
+    def values(self) -> list[bytes | None]:
+        return [value for _, _, value, _, _ in self.sent]
+
+    def acknowledge(self, count: int | None = None, *, at: int | None = None, error: KafkaError | None = None) -> None:
+        """The broker took so many of the records that wait (all), elsewhere than expected, or not at all."""
+        taken = self.sent[:count]
+        del self.sent[: len(taken)]
+        done: list[Sent] = []
+        for _, _, _, sent, _ in taken:
+            sent.error = sent.error or error
+            if at is not None and sent.found is None:
+                sent.found = at
+            sent.left -= 1
+            if not sent.left:
+                done.append(sent)
+        self._delivered(self, done)
+
+    def fail(self) -> None:
+        self.failed = True
+        self._delivered(self, [])
+
+
+@pytest.fixture(autouse=True)
+def _played(monkeypatch: pytest.MonkeyPatch) -> None:
+    PlayedLane.made = []
+    monkeypatch.setattr(kafka_writing, "Lane", PlayedLane)
+
+
+def run(test: Callable[[Writing, dict[int, int]], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        moved: dict[int, int] = {}
+        writing = Writing(parse_kafka("kafka://nowhere"), "shop", 8, moved.__setitem__)
+        await test(writing, moved)
+
+    asyncio.run(main())
+
+
+def lane(number: int = 0) -> PlayedLane:
+    return PlayedLane.made[number]
+
+
+def append(writing: Writing, expected: int, *values: bytes, partition: int = 0) -> asyncio.Future[int]:
+    return writing.append(partition, expected, [(b"k", value) for value in values], 10)
+
+
+async def failure(future: asyncio.Future[Any]) -> StreamflowError:
+    with pytest.raises(StreamflowError) as raised:
+        await future
+    return raised.value
+
+
+def test_a_lone_append_goes_at_once_and_what_comes_meanwhile_goes_together():
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        futures = [append(writing, 0, b"a"), append(writing, 1, b"b", b"c"), append(writing, 3, b"d")]
+        assert lane().values == [b"a"]
+        lane().acknowledge()
+        assert lane().values == [b"b", b"c", b"d"]
+        assert [expected for *_, expected in lane().sent] == [1, 2, 3]
+        lane().acknowledge(2)
+        assert await futures[0] == 0 and await futures[1] == 1 and not futures[2].done()
+        lane().acknowledge()
+        assert await futures[2] == 3
+
+    run(test)
+
+
+def test_partitions_do_not_wait_for_each_other():
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        futures = [append(writing, 0, b"%d" % number, partition=number) for number in range(8)]
+        assert [made.name for made in PlayedLane.made] == ["history-0", "history-1"]
+        assert lane(0).values == [b"0", b"2", b"4", b"6"]
+        lane(1).acknowledge()
+        assert [future.done() for future in futures] == [number % 2 == 1 for number in range(8)]
+
+    run(test)
+
+
+@pytest.mark.parametrize("found", [7, 3, -1])
+def test_an_acknowledgement_at_any_other_offset_fences_all_that_builds_on_it(found: int):
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        futures = [append(writing, 5, b"a"), append(writing, 6, b"b"), append(writing, 7, b"c")]
+        lane().acknowledge(at=found)
+        errors = [await failure(future) for future in futures]
+        assert all(isinstance(error, Fenced) for error in errors)
+        assert "was expected to end at offset 5" in str(errors[0]) and "builds on one that failed" in str(errors[2])
+        assert isinstance(await failure(append(writing, 8, b"d")), Fenced), "also what is handed over after it"
+        assert lane().values == [], "and none of it was sent"
+        writing.looked(0)
+        append(writing, 8, b"e")
+        assert lane().values == [b"e"]
+
+    run(test)
+
+
+def test_an_error_makes_the_outcome_of_the_whole_lane_unknown_and_replaces_it():
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        futures = [
+            append(writing, 0, b"a"),
+            append(writing, 0, b"b", partition=2),
+            append(writing, 0, b"c", partition=1),
+        ]
+        lane(0).acknowledge(1, error=KafkaError(KafkaError._MSG_TIMED_OUT))
+        assert [type(await failure(future)) for future in futures[:2]] == [Unavailable, Unavailable]
+        assert lane(0).dropped and not lane(1).dropped and not futures[2].done()
+        lane(0).acknowledge()  # what was under way comes back purged: nobody waits for it any more
+        writing.looked(0)
+        append(writing, 0, b"again")
+        assert PlayedLane.made[2].values == [b"again"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("error", [BufferError("full"), KafkaException(KafkaError(KafkaError._FATAL))])
+def test_a_lane_that_takes_nothing_is_replaced(error: Exception):
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        append(writing, 0, b"a")
+        lane().refuses = error
+        second = append(writing, 1, b"b")
+        lane().acknowledge()
+        assert isinstance(await failure(second), Unavailable)
+        assert lane().dropped
+
+    run(test)
+
+
+def test_a_lane_that_failed_tells_those_whose_acknowledgement_never_comes():
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        waiting = append(writing, 0, b"a")
+        published = writing.publish([Outgoing(STATUS, 0, b"k", b"v")], writing.mark((0, 1)), 1)
+        for made in list(PlayedLane.made):
+            made.fail()
+        assert isinstance(await failure(waiting), Unavailable)
+        assert isinstance(await failure(published), Unavailable)
+        assert moved == {}
+        assert await_later(writing.publish([Outgoing(STATUS, 0, b"k", b"w")], None, 1))
+        assert PlayedLane.made[-1].values == [b"w"]
+
+    run(test)
+
+
+def await_later(future: asyncio.Future[Any]) -> bool:
+    return not future.done()
+
+
+def test_publishes_are_done_in_the_order_of_the_calls_and_move_the_published_offset():
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        first = writing.publish([Outgoing(STATUS, 0, b"k", b"1")], writing.mark((3, 10)), 1)
+        second = writing.publish([Outgoing(COMMANDS, 1, b"k", b"2")], writing.mark((3, 20)), 1)
+        third = writing.publish([], writing.mark((3, 30)), 0)
+        assert lane().values == [b"1"]
+        lane().acknowledge()
+        assert first.done() and moved == {3: 10}
+        assert lane().values == [b"2"] and not third.done()
+        lane().acknowledge()
+        assert second.done() and third.done() and moved == {3: 30}
+
+    run(test)
+
+
+def test_the_published_offset_never_passes_what_was_not_published():
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        first = writing.publish([Outgoing(STATUS, 0, b"k", b"1")], writing.mark((3, 10)), 1)
+        second = writing.publish([Outgoing(STATUS, 0, b"k", b"2")], writing.mark((3, 20)), 1)
+        other = writing.publish([Outgoing(STATUS, 0, b"k", b"3")], writing.mark((4, 7)), 1)
+        lane().acknowledge(error=KafkaError(KafkaError._MSG_TIMED_OUT))
+        lane().acknowledge()
+        assert isinstance(await failure(first), Unavailable)
+        await second
+        await other
+        assert moved == {4: 7}
+        writing.look_at_published(3)  # its owner begins again and derives all of it again
+        await_later(writing.publish([Outgoing(STATUS, 0, b"k", b"4")], writing.mark((3, 20)), 1))
+        lane().acknowledge()
+        assert moved == {4: 7, 3: 20}
+
+    run(test)
+
+
+def test_what_an_owner_had_under_way_before_it_began_again_moves_nothing():
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        late = writing.publish([Outgoing(STATUS, 0, b"k", b"1")], writing.mark((3, 10)), 1)
+        writing.look_at_published(3)
+        lane().acknowledge()
+        await late
+        assert moved == {}
+
+    run(test)
+
+
+def test_a_caller_that_does_not_wait_any_more_stops_nobody():
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        futures = [append(writing, 0, b"a"), append(writing, 1, b"b")]
+        futures[0].cancel()
+        lane().acknowledge()
+        lane().acknowledge()
+        assert await futures[1] == 1
+
+    run(test)
+
+
+def test_more_than_the_limit_is_refused_until_something_is_durable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kafka_writing, "PENDING_BYTES_MAX", 15)
+
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        first, second = append(writing, 0, b"a"), append(writing, 1, b"b")
+        assert "at most 15 may" in str(await failure(append(writing, 2, b"c")))
+        assert "at most 15 may" in str(await failure(writing.publish([], writing.mark((3, 9)), 0)))
+        lane().acknowledge()
+        lane().acknowledge()
+        assert await first == 0 and await second == 1
+        writing.looked(0)
+        assert await_later(append(writing, 2, b"d"))
+
+    run(test)
+
+
+def test_closing_waits_for_what_is_under_way_and_ends_the_lanes():
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        waiting = append(writing, 0, b"a")
+        closing = asyncio.create_task(writing.close())
+        await asyncio.sleep(0)
+        assert not lane().closed.done()
+        lane().acknowledge()
+        await closing
+        assert await waiting == 0 and lane().closed.done()
+
+    run(test)
