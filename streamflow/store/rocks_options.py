@@ -23,7 +23,7 @@ WRITE_BUFFER_BYTES: Final = 8 << 20
 WRITE_BUFFERS_MAX: Final = 3
 """One being filled, two being flushed: writers are stopped only when the disk is two buffers behind."""
 
-PROCESS_WRITE_BUFFERS_BYTES: Final = 64 << 20
+PROCESS_WRITE_BUFFERS_BYTES: Final = 32 << 20
 """All memtables of all stores together; above it the fullest is flushed early, nobody is stopped."""
 
 PROCESS_CACHE_BYTES: Final = 32 << 20
