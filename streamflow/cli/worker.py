@@ -156,7 +156,7 @@ def worker(
 def _check_ports(first: int | None, processes: int) -> None:
     if first is not None and (last := first + processes - 1) > PORT_MAX:
         raise click.BadParameter(
-            f"{processes} processes need the ports {first} to {last}, and {PORT_MAX} is the last one: choose a lower one",
+            f"{processes} processes need the ports {first} to {last}, and {PORT_MAX} is the last: choose a lower one",
             param_hint="--metrics-port",
         )
 
