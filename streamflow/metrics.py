@@ -29,8 +29,9 @@ Rules of this file:
 
 - Names end in their unit. Labels come from closed sets: an enum, a number of a partition, a name that the app has
   registered (any other is "unknown"). A run's id is never a label.
-- What happens once a step or timer is counted in plain ints, which are read only when somebody asks: 0.3 us each, where
-  an `inc` or `observe` of prometheus_client takes 1 to 3. Those are for what happens once a pass, or seldom.
+- What happens once a step or timer is counted in plain ints, which are read only when somebody asks: 0.5 us for the
+  outcome and the duration of a step together. With prometheus_client an `inc` alone takes as long, an `observe` twice
+  that, and so does finding the child of a label: they are for what happens once a run, a pass, an append, or seldom.
 - Gauges cost nothing until they are asked for: each worker is read then (`watched`), from the server's thread.
 """
 
@@ -81,7 +82,8 @@ class Distribution:
 
     def observe(self, value: float) -> None:
         """Count one value; a clock that was set back makes it nothing, not less."""
-        value = max(value, 0.0)
+        if value < 0:
+            value = 0.0
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 

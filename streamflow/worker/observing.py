@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Final
 
 from streamflow.core.effects import StatusRecord
@@ -38,12 +38,18 @@ from streamflow.metrics import (
 
 log_ = logging.getLogger("streamflow.worker")
 
+BLOCKED: Final = RunState.BLOCKED
 CLOSING: Final[dict[type[Event], str]] = {
     RunCompleted: "completed",
     RunFailed: "failed",
     RunCancelled: "cancelled",
     RunTerminated: "terminated",
 }
+
+
+# Looking up a child by its labels costs 2 us. There are as many as the app has workflows, by the rule for labels.
+_started = cache(RUNS_STARTED.labels)
+_closed = cache(RUNS_CLOSED.labels)
 
 
 class Observer:
@@ -62,7 +68,7 @@ class Observer:
     def found(self, statuses: Iterable[StatusRecord | None]) -> None:
         """Runs that the last owner left open."""
         for status in statuses:
-            if status is not None and status.state == RunState.BLOCKED:
+            if status is not None and status.state == BLOCKED:
                 self.blocked.add(status.workflow_id)
 
     def decided(self, decided: Decided, begun_at: float) -> None:
@@ -74,15 +80,15 @@ class Observer:
 
     def turn(self, item: DecidedTurn) -> None:
         """A turn is decided; a run that is blocked by it is said in the log."""
-        workflow_id = item.turn.workflow_id
-        if item.run.state is RunState.BLOCKED:
+        if item.run.state is BLOCKED:
+            workflow_id = item.turn.workflow_id
             for event in item.turn.events:  # found on load, it comes before the input that had the run loaded
                 if isinstance(event, RunBlocked):
                     RUNS_BLOCKED.inc()
                     log_.error("run %s is blocked: %s", workflow_id, event.error.message)
             self.blocked.add(workflow_id)
         elif self.blocked:
-            self.blocked.discard(workflow_id)
+            self.blocked.discard(item.turn.workflow_id)
 
     def appended(self, turns: Sequence[DecidedTurn], begun_at: float) -> None:
         """Turns, handed to the log at that moment, are durable."""
@@ -90,19 +96,13 @@ class Observer:
         if not turns:
             return
         TURNS.inc(len(turns))
-        started: Counter[str] = Counter()
-        closed: Counter[tuple[str, str]] = Counter()
         for item in turns:
             for event in item.turn.events:
                 kind = type(event)
                 if kind in CLOSING:
-                    closed[item.run.workflow, CLOSING[kind]] += 1
+                    _closed(self._label(item.run.workflow), CLOSING[kind]).inc()
                 elif type(event) is RunCreated:
-                    started[event.workflow] += 1
-        for workflow, runs in started.items():
-            RUNS_STARTED.labels(self._label(workflow)).inc(runs)
-        for (workflow, state), runs in closed.items():
-            RUNS_CLOSED.labels(self._label(workflow), state).inc(runs)
+                    _started(self._label(event.workflow)).inc()
 
     def _label(self, workflow: str) -> str:
         """Anyone may name a workflow in a command: only those of the app are labels."""
