@@ -89,7 +89,7 @@ async def serve(
             queues=queues,
             schemas=schemas,
         )
-        async with _metrics(metrics_port):
+        async with serve_metrics(metrics_port):
             try:
                 await worker.start()
                 async with _dies_with(worker), Client(log, app, schemas=schemas) as client:
@@ -129,10 +129,10 @@ async def _dies_with(worker: Worker) -> AsyncGenerator[None, None]:
 
 
 @asynccontextmanager
-async def _metrics(port: int | None) -> AsyncGenerator[None, None]:
-    """This process's metrics over HTTP, for Prometheus to fetch."""
+async def serve_metrics(port: int | None) -> AsyncGenerator[int | None, None]:
+    """This process's metrics over HTTP, for Prometheus to fetch; the port that it has, where 0 asks for a free one."""
     if port is None:
-        yield
+        yield None
         return
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise InvalidArguments(f"metrics_port must be 0 to 65535, found {port!r}")
@@ -143,7 +143,7 @@ async def _metrics(port: int | None) -> AsyncGenerator[None, None]:
     except OSError as error:
         raise InvalidArguments(f"metrics_port {port} cannot be used ({error.strerror}): choose another") from None
     try:
-        yield
+        yield server.server_port
     finally:
         # In a thread: it waits for the server's own thread to look up.
         await asyncio.to_thread(server.shutdown)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PROCESSES_MAX: Final = 256
 """More on one machine is a typing error: each costs some 60 MB."""
+PORT_MAX: Final = 65_535
 LEVELS: Final = ("debug", "info", "warning", "error")
 STUBBORN_SECONDS: Final = 1.0
 """How long steps that were cancelled may still run at exit."""
@@ -68,6 +69,12 @@ _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31
     "--no-create-topics", is_flag=True, help="Refuse to start when topics are missing, instead of making them."
 )
 @click.option(
+    "--metrics-port",
+    type=click.IntRange(0, PORT_MAX),
+    help="Show Prometheus metrics there, on all interfaces; 0 takes a free port. Of several processes each takes the "
+    "next one.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(LEVELS, case_sensitive=False),
     default="info",
@@ -84,6 +91,7 @@ def worker(
     queues: tuple[str, ...],
     state_dir: Path | None,
     no_create_topics: bool,
+    metrics_port: int | None,
     log_level: str,
     stop_with_stdin: bool,
     url: str,
@@ -103,10 +111,11 @@ def worker(
       streamflow worker shop:app
       streamflow worker shop:app --queue gpu --max-parallel-steps 2
       streamflow worker shop/flows.py:app --url sqlite:////var/lib/shop.db --max-parallel-steps 16
-      streamflow worker shop:app --processes 4 --url kafka://broker:9092
+      streamflow worker shop:app --processes 4 --url kafka://broker:9092 --metrics-port 9464
     """
     app = load_app(spec)
     _log_to_stderr(log_level.upper())
+    _check_ports(metrics_port, processes)
     if processes > 1:
         from streamflow.cli.worker_fleet import serve_all
 
@@ -124,6 +133,7 @@ def worker(
             url=url,
             place=place_of(url),
             create=not no_create_topics,
+            metrics_port=metrics_port,
             output=Output(as_json=as_json),
         )
         raise click.exceptions.Exit(code)
@@ -137,9 +147,18 @@ def worker(
             max_parallel_steps=max_parallel_steps,
             queues=queues,
             create=not no_create_topics,
+            metrics_port=metrics_port,
             stop_with_stdin=stop_with_stdin,
         )
     )
+
+
+def _check_ports(first: int | None, processes: int) -> None:
+    if first is not None and (last := first + processes - 1) > PORT_MAX:
+        raise click.BadParameter(
+            f"{processes} processes need the ports {first} to {last}, and {PORT_MAX} is the last: choose a lower one",
+            param_hint="--metrics-port",
+        )
 
 
 def _queue_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -169,10 +188,11 @@ async def _serve(
     max_parallel_steps: int | None,
     queues: Sequence[str],
     create: bool,
+    metrics_port: int | None,
     stop_with_stdin: bool,
 ) -> None:
     from streamflow.logs import open_log
-    from streamflow.serve import schemas_of
+    from streamflow.serve import schemas_of, serve_metrics
     from streamflow.worker import Worker
 
     with _stop_on_signal() as stopping:
@@ -191,15 +211,16 @@ async def _serve(
                 owns_partitions=not queues,
                 schemas=schemas_of(url),
             )
-            try:
-                await worker.start()
-                _announce(app, url, log.partitions, queues, output)
-                died = asyncio.create_task(worker.wait(), name="worker")
-                stopped = asyncio.create_task(stopping.wait(), name="stop signal")
-                await asyncio.wait((died, stopped), return_when=asyncio.FIRST_COMPLETED)
-                stopped.cancel()
-            finally:
-                await worker.stop()
+            async with serve_metrics(metrics_port) as shown:
+                try:
+                    await worker.start()
+                    _announce(app, url, log.partitions, queues, shown, output)
+                    died = asyncio.create_task(worker.wait(), name="worker")
+                    stopped = asyncio.create_task(stopping.wait(), name="stop signal")
+                    await asyncio.wait((died, stopped), return_when=asyncio.FIRST_COMPLETED)
+                    stopped.cancel()
+                finally:
+                    await worker.stop()
             await died  # what it died of, if it did
         finally:
             await log.close()
@@ -218,15 +239,19 @@ async def _leave_stubborn_steps() -> None:
         os._exit(0)
 
 
-def _announce(app: App, url: str, partitions: int, queues: Sequence[str], output: Output) -> None:
+def _announce(
+    app: App, url: str, partitions: int, queues: Sequence[str], metrics_port: int | None, output: Output
+) -> None:
     place = place_of(url)
     if output.as_json:
         line: dict[str, object] = {"app": app.name, "url": place, "partitions": partitions, "pid": os.getpid()}
-        output.line({**line, "queues": list(queues)} if queues else line)
+        line |= {"queues": list(queues)} if queues else {}
+        output.line(line if metrics_port is None else {**line, "metrics_port": metrics_port})
     serves = f"queues {', '.join(queues)}" if queues else f"partitions 0 to {partitions - 1}"
+    shows = "" if metrics_port is None else f", metrics on port {metrics_port}"
     output.say(
         f"Serving app {app.name} ({_count(app.workflows, 'workflow')}, {_count(app.steps, 'step')}) on {place}, "
-        f"{serves}, pid {os.getpid()}; Ctrl-C stops gracefully"
+        f"{serves}{shows}, pid {os.getpid()}; Ctrl-C stops gracefully"
     )
 
 

@@ -5,6 +5,7 @@
 - A worker that dies is named, and started again after a growing pause; one that dies again and again ends all, with
   exit code 1, so that whoever supervises the parent gets to know. One whose call is wrong ends all at once, with 2.
 - A worker ends when the parent is gone, SIGKILL included: its stdin, which nobody writes to, then comes to an end.
+- With `--metrics-port` each worker has a port of its own, which it keeps: that one and the next ones.
 - The log's URL goes to the workers in the environment, since command lines are there for everybody to read.
 """
 
@@ -71,8 +72,8 @@ class _Member:
 class Fleet:
     """The parent's side: `run` starts the workers and returns the exit code."""
 
-    def __init__(self, command: Sequence[str], processes: int, environment: dict[str, str], output: Output) -> None:
-        self._members = [_Member(number, command, environment) for number in range(1, processes + 1)]
+    def __init__(self, commands: Sequence[Sequence[str]], environment: dict[str, str], output: Output) -> None:
+        self._members = [_Member(number, command, environment) for number, command in enumerate(commands, 1)]
         self._output = output
         self._signals: list[int] = []
         self._woken = threading.Event()
@@ -180,6 +181,7 @@ def serve_all(
     url: str,
     place: str,
     create: bool,
+    metrics_port: int | None,
     output: Output,
 ) -> int:
     """What `worker --processes N` does; the exit code."""
@@ -188,10 +190,17 @@ def serve_all(
     command = [sys.executable, "-m", "streamflow", "worker", spec, "--stop-with-stdin", *options]
     if output.as_json:
         output.line({"app": app, "url": place, "processes": processes, "pid": os.getpid()})
-    output.say(f"Starting {processes} worker processes of app {app} on {place}, parent pid {os.getpid()}")
-    code = Fleet(command, processes, {**os.environ, "STREAMFLOW_URL": url}, output).run()
+    shown = f", metrics on ports {metrics_port} to {metrics_port + processes - 1}" if metrics_port else ""
+    output.say(f"Starting {processes} worker processes of app {app} on {place}{shown}, parent pid {os.getpid()}")
+    commands = [[*command, *_metrics_option(metrics_port, index)] for index in range(processes)]
+    code = Fleet(commands, {**os.environ, "STREAMFLOW_URL": url}, output).run()
     output.say("Stopped all.")
     return code
+
+
+def _metrics_option(port: int | None, index: int) -> list[str]:
+    """The port of one worker's metrics; 0 stays 0, since each of them then finds a free one."""
+    return [] if port is None else ["--metrics-port", str(port + index if port else 0)]
 
 
 async def _prepare(url: str, app: str, *, create: bool) -> None:

@@ -17,6 +17,7 @@ import functools
 import logging
 import math
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
@@ -24,7 +25,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from streamflow.config import Limits
 from streamflow.core.events import StepAttemptFailed, StepCompleted, StepFailed, instant
 from streamflow.errors import InvalidArguments, PayloadTooLarge
-from streamflow.metrics import STEPS_RUN
+from streamflow.metrics import step_tally
 from streamflow.worker.processes import Processes, run_in_process
 from streamflow.worker.threads import DaemonThreads, Ended
 from streamflow.workflow.code import StepCall, check_size, error_info, is_interrupt
@@ -37,10 +38,6 @@ TEARDOWN_SECONDS: Final = 1.0
 
 NEVER_RETRIED: Final = (InvalidArguments, PayloadTooLarge)
 """Values that do not fit: they would not fit the next time."""
-
-_completed = STEPS_RUN.labels("completed")
-_failed = STEPS_RUN.labels("failed")
-_retried = STEPS_RUN.labels("retried")
 
 AttemptOutcome: TypeAlias = StepCompleted | StepFailed | StepAttemptFailed
 
@@ -153,6 +150,7 @@ class Executor:
         attempt.cancelled = True
         attempt.info.cancel()
         if attempt.task is not None:
+            step_tally(attempt.call.step.name).cancelled += 1
             attempt.task.cancel()
             if not attempt.begun:
                 self._done(attempt)  # nothing of a task runs that is cancelled before its first step
@@ -193,7 +191,8 @@ class Executor:
     async def _run(self, attempt: Attempt) -> None:
         attempt.begun = True
         call, info = attempt.call, attempt.info
-        started_at = self.clock.now_ms()
+        started_at, begun_at = self.clock.now_ms(), time.perf_counter()
+        tally = step_tally(call.step.name)
         running.set(info)
         outcome: AttemptOutcome
         try:
@@ -206,7 +205,7 @@ class Executor:
             result = signature.encode_result(value)
             check_size(result, what=f"the result of step {call.name} of run {info.workflow_id}")
             outcome = StepCompleted(number=info.number, attempt=info.attempt, result=result, started_at=started_at)
-            _completed.inc()
+            tally.completed += 1
         except GeneratorExit as error:
             if self._closed or self._loop.is_closed():
                 raise  # the coroutine is thrown away
@@ -223,6 +222,7 @@ class Executor:
                 raise
             outcome = self._failure(attempt, error, started_at)
         finally:
+            tally.duration.observe(time.perf_counter() - begun_at)
             self._done(attempt)
         self._report(attempt, outcome)
 
@@ -274,6 +274,7 @@ class Executor:
                 raise value.error
             return value
         self._abandon(attempt, future)
+        step_tally(step.name).timeouts += 1
         raise TimeoutError(f"attempt {attempt.info.attempt} of step {attempt.call.name} took longer than {timeout} s")
 
     def _abandon(self, attempt: Attempt, future: asyncio.Future[Any]) -> None:
@@ -307,9 +308,9 @@ class Executor:
                 error = broken
         recorded = error_info(error)
         if delay is None:
-            _failed.inc()
+            step_tally(call.step.name).failed += 1
             return StepFailed(number=info.number, attempt=info.attempt, error=recorded, started_at=started_at)
-        _retried.inc()
+        step_tally(call.step.name).retried += 1
         return StepAttemptFailed(
             number=info.number,
             attempt=info.attempt,

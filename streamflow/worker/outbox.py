@@ -125,3 +125,11 @@ def fire_command(key: bytes, value: bytes, *, partition: int) -> Outgoing:
         command_id=key.decode(), workflow_id=timer.workflow_id, sent_at=timer.fire_at, body=body, reply_to=None
     )
     return Outgoing(COMMANDS, partition, timer.workflow_id.encode(), encode_command(command))
+
+
+def published_status(effects: Iterable[Effect]) -> StatusRecord | None:
+    """The run's status after a turn, where the turn's effects hold it."""
+    for effect in effects:
+        if type(effect) is PublishStatus:
+            return effect.status
+    return None

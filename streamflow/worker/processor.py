@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from enum import StrEnum
@@ -32,29 +33,21 @@ from streamflow.codec.registry import Schemas
 from streamflow.codec.turns import event_size
 from streamflow.config import RECORD_BYTES_MAX, Limits
 from streamflow.core.derive import effects_since
-from streamflow.core.effects import (
-    CancelAttempt,
-    Effect,
-    PublishStatus,
-    RecordStart,
-    StartAttempt,
-    StatusRecord,
-)
-from streamflow.core.events import Claim, RunBlocked, RunSnapshot, StepStarted, Turn
+from streamflow.core.effects import CancelAttempt, Effect, PublishStatus, RecordStart, StartAttempt
+from streamflow.core.events import Claim, RunSnapshot, StepStarted, Turn
 from streamflow.core.inputs import CodeFactory
-from streamflow.core.machines.run import RunState
 from streamflow.core.partition import Decided, DecidedTurn, Partition
 from streamflow.core.reading import split, split_snapshot
 from streamflow.errors import Fenced, Unavailable
 from streamflow.ids import ID_BYTES_MAX
 from streamflow.logs.base import COMMANDS, HISTORY, STATUS, Log, Outgoing, Record
-from streamflow.metrics import LATE_OUTCOMES, RUNS_BLOCKED
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
 from streamflow.worker.ending import end, error_of
 from streamflow.worker.executor import Attempt, AttemptOutcome, Executor
 from streamflow.worker.intake import Intake
-from streamflow.worker.outbox import outgoing
+from streamflow.worker.observing import Observer
+from streamflow.worker.outbox import outgoing, published_status
 from streamflow.worker.restore import Restorer, first_turns_since
 from streamflow.worker.state import Copied, Entry, PartitionRow, PartitionState, change_of
 from streamflow.worker.trimming import SNAPSHOT_TURNS_BYTES_MAX, Snapshot, Trimmer
@@ -86,6 +79,7 @@ class ProcessorState(StrEnum):
 class Batch(Struct):
     """What one pass decided, until it is durable. `end_offset` is the history offset behind it."""
 
+    begun_at: float
     end_offset: int
     row: PartitionRow
     entries: list[Entry]
@@ -125,6 +119,7 @@ class Processor:
         self.core = Partition(self, code_of, term=0, consumed=0)
         self.intake = Intake(log, partition, self.state, clock, schemas)
         self.trimmer = Trimmer(self)
+        self.observer = Observer(code_of)
         self._status_schema = None if schemas is None else schemas.ids.get(STATUS)
         self._loop = asyncio.get_running_loop()
         # What is decided must not see the context of the step that happened to wake the processor.
@@ -156,6 +151,7 @@ class Processor:
             if not await self._until(stopping, self._take_over(), name="restore"):
                 return
             self.status = ProcessorState.ACTIVE
+            self.observer.active()
             trimming = self._loop.create_task(self.trimmer.run(), name=f"trim-p{self.partition}")
             trimming.add_done_callback(self._trimming_ended)
             if await self._until(stopping, self._recover_and_consume(), name="commands"):
@@ -256,7 +252,9 @@ class Processor:
         """First the runs that have attempts to run again, or code that did not fit; only then what is new for them."""
         found = self.state.needing_attention()
         for start in range(0, len(found), self.limits.pass_inputs_max):
-            for workflow_id in found[start : start + self.limits.pass_inputs_max]:
+            some = found[start : start + self.limits.pass_inputs_max]
+            self.observer.found(map(self.state.status, some))
+            for workflow_id in some:
                 self.core.recover(workflow_id)
             self._staged = 1
             self._wake()
@@ -354,10 +352,11 @@ class Processor:
         if self._turns_in_flight > self.limits.decided_turns_unacknowledged_max:
             return  # the acknowledgement wakes it
         try:
-            self._staged = 0
+            self._staged, begun_at = 0, time.perf_counter()
             with many_drains():
                 decided = self.core.decide(self._arrived_at)
             self._hand_over(decided)
+            self.observer.decided(decided, begun_at)
         except Exception as error:  # a broken invariant must not go on: drop everything, restore from the log
             log_.exception("partition %d: deciding failed", self.partition)
             self._fail(error)
@@ -370,8 +369,6 @@ class Processor:
     def _hand_over(self, decided: Decided) -> None:
         answers, self._answers = self._answers, []
         answers += map(self.intake.bury, decided.dead)
-        if decided.late:
-            LATE_OUTCOMES.inc(decided.late)
         for workflow_id, effect in decided.answers:
             answers += self._outgoing((effect,), workflow_id)
             self._perform_local(workflow_id, (effect,))  # only attempts that run again: their turns are long durable
@@ -387,13 +384,9 @@ class Processor:
             values = self._encode(turn)
             whole = values[0] if len(values) == 1 else encode_history(turn)
             offset = self._next_offset + len(records)
-            entries.append(change_of(item.run, turn, whole, offset=offset, status=_published_status(item.effects)))
+            entries.append(change_of(item.run, turn, whole, offset=offset, status=published_status(item.effects)))
             records += [(key, value) for value in values]
-            if item.run.state is RunState.BLOCKED:
-                for event in turn.events:  # found on load, it comes before the input that had the run loaded
-                    if isinstance(event, RunBlocked):
-                        RUNS_BLOCKED.inc()
-                        log_.error("run %s is blocked: %s", turn.workflow_id, event.error.message)
+            self.observer.turn(item)
             self._unacknowledged.setdefault(turn.workflow_id, []).append(turn)
         self._append(records, entries, decided.turns, answers)
 
@@ -408,7 +401,7 @@ class Processor:
         self._next_offset += len(records)
         self._turns_in_flight += len(turns)
         row = self._row(self.core.term, self.core.seq, self.core.consumed)
-        self._batches.append(Batch(self._next_offset, row, entries, turns, answers))
+        self._batches.append(Batch(time.perf_counter(), self._next_offset, row, entries, turns, answers))
         future.add_done_callback(self._acknowledged)
         return future
 
@@ -437,6 +430,11 @@ class Processor:
     def under_way(self, workflow_id: str) -> list[Turn]:
         """The run's turns that are appended and not acknowledged yet."""
         return self._unacknowledged.get(workflow_id, [])
+
+    @property
+    def outbox_lag(self) -> int:
+        """Records that durable turns made for other topics, and that the log has not acknowledged yet."""
+        return self._outgoing_in_flight
 
     @property
     def is_publishing(self) -> bool:
@@ -481,6 +479,7 @@ class Processor:
             log_.exception("partition %d: applying failed", self.partition)
             self._fail(broken)
             return
+        self.observer.appended(batch.turns, batch.begun_at)
         self.trimmer.moved(batch.end_offset)
         self._evict()
         if self.core.has_work or self._answers:
@@ -589,11 +588,3 @@ class Processor:
                 excess -= 1
                 if not excess:
                     break
-
-
-def _published_status(effects: list[Effect]) -> StatusRecord | None:
-    """The run's status after a turn, where the turn's effects hold it."""
-    for effect in effects:
-        if type(effect) is PublishStatus:
-            return effect.status
-    return None

@@ -11,6 +11,7 @@ from streamflow.core.events import StepAttemptFailed, StepCompleted, StepFailed
 from streamflow.core.retry import Retry
 from streamflow.ids import check_id, partition_of
 from streamflow.logs.base import COMMANDS, Outgoing
+from streamflow.metrics import UNKNOWN
 from streamflow.worker.executor import AttemptOutcome
 from streamflow.workflow.code import StepCall
 from streamflow.workflow.definitions import DEFAULT_RETRY, Registry, Step
@@ -29,7 +30,7 @@ def read_task(value: bytes | None, app: Registry) -> tuple[StepTask, StepCall, b
     known = step is not None
     if step is None:
         step = Step(
-            _not_here, name=None, retry=None, timeout=None, queue=None, process=False, raises=(), at_most_once=False
+            _not_here, name=UNKNOWN, retry=None, timeout=None, queue=None, process=False, raises=(), at_most_once=False
         )
     app_retry: Retry = getattr(app, "retry", DEFAULT_RETRY)
     retry = step.retry or (None if workflow is None else workflow.retry) or app_retry

@@ -30,11 +30,13 @@ from streamflow.core.replay import Execution
 from streamflow.errors import CorruptLog, Fenced, InvalidArguments, Unavailable
 from streamflow.ids import check_queue
 from streamflow.logs.base import HISTORY, TIMERS, Log, Membership
-from streamflow.metrics import FENCED
+from streamflow.metrics import FENCED, TIMER_LATENESS, Reading, unwatch, watch
 from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
+from streamflow.worker.ending import end
 from streamflow.worker.executor import Executor
+from streamflow.worker.gauges import LAG_SECONDS, Lags, read
 from streamflow.worker.outbox import fire_at_of, fire_command
 from streamflow.worker.processor import Processor, ProcessorState
 from streamflow.worker.queues import QueueService
@@ -102,6 +104,8 @@ class Worker:
         self._reports: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._leaving: set[int] = set()
+        self._lags = Lags(log)
+        self._lag_asks: asyncio.Task[None] | None = None
         self._died: asyncio.Future[None] | None = None
         self._hurries = False
 
@@ -128,6 +132,7 @@ class Worker:
             self.executor = Executor(self.clock, max_parallel_steps=self.max_parallel_steps, limits=self.limits)
             self._watchdog = Watchdog(self.executor, blocked_seconds=self.limits.loop_blocked_seconds)
             self._watchdog.start()
+            watch(self.gauges)
             await self._serve_queues(self.executor)
             if self.owns_partitions:
                 instance = None if self._slot is None else self._slot.instance
@@ -138,6 +143,7 @@ class Worker:
             self._died.cancel()
             self._died = None
             raise
+        self._lag_asks = loop.create_task(self._ask_for_lags(), name="lags")
         if self._membership is not None:
             self._reports = loop.create_task(self._report(self._membership), name="reports")
             self._assignments = loop.create_task(self._follow_assignments(self._membership), name="assignments")
@@ -186,9 +192,7 @@ class Worker:
             await asyncio.gather(
                 self._stop_queues(), *(self._give_up(partition) for partition in list(self.partitions))
             )
-            if self._reports is not None:
-                self._reports.cancel()
-                await asyncio.wait((self._reports,))
+            await end(*(task for task in (self._reports, self._lag_asks) if task is not None))
             if self._membership is not None:
                 await self._membership.leave()
         finally:
@@ -197,6 +201,7 @@ class Worker:
                 self._died.set_result(None)
 
     def _free(self) -> None:
+        unwatch(self.gauges)
         if self.executor is not None:
             self.executor.close()
         if self._watchdog is not None:
@@ -312,6 +317,15 @@ class Worker:
                     except Unavailable as error:
                         log_.debug("partition %d: consumed commands are not reported: %s", partition, error)
 
+    async def _ask_for_lags(self) -> None:
+        while True:
+            await asyncio.sleep(LAG_SECONDS)
+            await self._lags.ask(self.processors, self.services)
+
+    def gauges(self) -> Reading:
+        """What the worker has and does at this moment, for its metrics; may be asked from any thread."""
+        return read(self.processors, list(self.partitions), self.executor, self._lags)
+
     async def _process(self, partition: int) -> bool:
         """One life of the partition; True when it was stopped on purpose."""
         assert self.executor is not None
@@ -340,6 +354,7 @@ class Worker:
                 clock=self.clock,
                 fire_at_of=fire_at_of,
                 fire_command=partial(fire_command, partition=partition),
+                on_fired=TIMER_LATENESS.observe,
             )
             self.processors[partition] = processor
             firing = asyncio.get_running_loop().create_task(timers.run(), name=f"timers-p{partition}")

@@ -32,7 +32,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((driver.ROOT / "docker-compose.yml").re
 DOCKERFILE = (driver.ROOT / "deploy" / "Dockerfile").read_text()
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
-PIN = re.compile(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*")
+PIN = re.compile(r"[\w./-]+:v?\d+\.\d+\.\d+[\w.-]*")
 
 
 def parse(command: click.Command, args: Sequence[str], parent: click.Context | None = None) -> None:
@@ -48,7 +48,7 @@ def parse(command: click.Command, args: Sequence[str], parent: click.Context | N
 def test_images_are_pinned():
     images = [service["image"] for service in SERVICES.values() if "image" in service]
     images += re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
-    assert len(images) == 2 and all(PIN.fullmatch(image) for image in images)
+    assert len(images) == 4 and all(PIN.fullmatch(image) for image in images)
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{KAFKA_VERSION}"
 
 

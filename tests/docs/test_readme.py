@@ -17,12 +17,12 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import ConsumerGroupTopicPartitions
 from confluent_kafka.admin import AdminClient
-from prometheus_client import Counter
 
 import streamflow as sf
-from streamflow import config, metrics
+from streamflow import config
 from streamflow.cli.main import cli
 from streamflow.logs.kafka_url import parse_kafka
+from tests import metering
 from tests.cli import driver
 
 README = (driver.ROOT / "README.md").read_text()
@@ -194,9 +194,13 @@ def test_the_make_targets_exist():
 
 
 def test_every_metric_is_in_the_readme():
-    counters = [value for value in vars(metrics).values() if isinstance(value, Counter)]
-    names = {f"`{family.name}_total`" for counter in counters for family in counter.describe()}
-    assert {row[0] for row in table("metric")} == names
+    rows = {row[0].strip("`"): row for row in table("metric")}
+    families = {metering.full_name(family): family for family in metering.families()}
+    assert rows.keys() == families.keys()
+    for name, family in families.items():
+        assert rows[name][1] == family.type
+        said = set(re.findall(r"`(\w+)`", rows[name][2])) - {"queue="}
+        assert {label for sample in family.samples for label in sample.labels} - {"le"} <= said, name
 
 
 def test_the_limits_exist_and_are_so():
