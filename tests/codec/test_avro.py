@@ -7,6 +7,7 @@ import tracemalloc
 from io import BytesIO
 from typing import Any
 
+import msgspec
 import pytest
 from fastavro import schemaless_reader, schemaless_writer
 from hypothesis import example, given, settings
@@ -53,7 +54,8 @@ def as_library_value(record: Any, union: bool) -> Any:
         elif name == "commands":
             value[name] = [as_library_value(item, union=False) for item in field]
         else:
-            value[name] = as_library_value(field, union=False) if isinstance(field, ErrorInfo) else field
+            is_record = isinstance(field, ErrorInfo | msgspec.Struct)
+            value[name] = as_library_value(field, union=False) if is_record else field
         assert annotation is not None
     return (f"streamflow.{type(record).__name__}", value) if union else value
 
