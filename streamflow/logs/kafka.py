@@ -281,8 +281,11 @@ class KafkaLog:
 
     async def _join(self, topic: str, name: str, owner: str, instance: str | None, *, note: str) -> KafkaMembership:
         group = Group(self._url, name, self._topics.name(topic), self._partitions, note)
-        member = await KafkaMembership.join(group, owner, instance)
-        self._members.append(member)
+        self._check_open()
+        member = KafkaMembership(group, owner, instance)
+        self._members.append(member)  # before it has joined: `close` ends it in any case
+        await member.joined()
+        self._check_open()
         return member
 
     async def verify(self) -> None:

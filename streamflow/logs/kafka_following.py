@@ -100,6 +100,8 @@ class _Feed:
         self.next = offset
         self.followers: list[_Follower] = []
         self.paused = False
+        self.stopped = False
+        """Whether librdkafka has given it up: it fetches no more until it is assigned anew."""
 
     def deliver(self, records: list[Record]) -> None:
         fresh = (
@@ -169,7 +171,7 @@ class Following:
             feed = self._feeds[key] = _Feed(key, follower.offset)
             self._start()
             self._ask(Consumer.incremental_assign, TopicPartition(*key, follower.offset))
-        elif not feed.followers and feed.next < follower.offset:
+        elif not feed.followers and (feed.next < follower.offset or feed.stopped):
             feed.next = follower.offset
             self._seek(feed)
         feed.followers.append(follower)
@@ -211,6 +213,7 @@ class Following:
         anew; going back, it would look like a step over the records between. Assigned anew, since librdkafka refuses to
         seek in a partition whose fetching has not begun.
         """
+        feed.stopped = False
         self._ask(Consumer.incremental_unassign, TopicPartition(*feed.key))
         self._ask(Consumer.incremental_assign, TopicPartition(*feed.key, feed.next))
 
@@ -248,6 +251,7 @@ class Following:
                 f"{high}: records were lost, or the topic was deleted and created again. Stop all workers of the app; "
                 f"restore the topic, or delete all topics of the app to begin anew"
             )
+            feed.stopped = True
             self._fail(feed, lost)
             return
         if low > feed.next:

@@ -92,12 +92,16 @@ class KafkaMembership:
         self._thread = threading.Thread(target=self._serve, name=f"streamflow-kafka-group-{owner}", daemon=True)
         self._thread.start()
 
-    @classmethod
-    async def join(cls, group: Group, owner: str, instance: str | None) -> KafkaMembership:
-        """Become a member. Raises `CorruptLog` when the group's offsets carry another note."""
-        member = cls(group, owner, instance)
-        await member._joined
-        return member
+    async def joined(self) -> None:
+        """Wait until this is a member. Raises `CorruptLog` when the group's offsets carry another note.
+
+        Who stops waiting leaves: nobody would serve the partitions that this member gets.
+        """
+        try:
+            await self._joined
+        except asyncio.CancelledError:
+            self._leaving.set()
+            raise
 
     async def assignments(self) -> AsyncIterator[frozenset[int]]:
         """See the port. Ends after `leave`."""
@@ -109,6 +113,8 @@ class KafkaMembership:
                 raise self._failed
             if not self._leaving.is_set():
                 yield self._share.take()
+        if self._failed is not None:  # while the consumer was busy with what it took last
+            raise self._failed
 
     async def release(self, partition: int) -> None:
         self._share.release(partition)
@@ -260,8 +266,10 @@ class KafkaMembership:
                 lambda seconds: self._committed(place, seconds),
                 about=f"group {self._group.name}",
             )
-        except Unavailable as error:
+        except StreamflowError as error:
             self._on_loop(_fail, done, error)
+            if not isinstance(error, Unavailable):
+                raise  # refused, and so it will be with all else
             return
         if found.error is not None:
             self._on_loop(_fail, done, self._out(partition))
@@ -270,6 +278,8 @@ class KafkaMembership:
 
     def _committed(self, places: list[TopicPartition], seconds: float) -> list[TopicPartition]:
         """The group's offsets. Who may not use the group is told so in `poll` alone; here it would only take long."""
+        if self._leaving.is_set():
+            raise self._out(places[0].partition)
         try:
             return self._consumer.committed(places, timeout=min(seconds, COORDINATOR_SECONDS))
         except KafkaException as error:

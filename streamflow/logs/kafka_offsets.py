@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from confluent_kafka import KafkaException, TopicPartition
 
 from streamflow.logs.base import HISTORY
+from streamflow.logs.checks import closed
 from streamflow.logs.kafka_patience import patiently
 from streamflow.logs.kafka_reading import make_consumer
 from streamflow.logs.kafka_url import KafkaUrl, unreachable
@@ -23,6 +25,9 @@ log_ = logging.getLogger("streamflow.logs")
 COMMIT_SECONDS: Final = 0.2
 """Offsets that move meanwhile are committed together."""
 
+COORDINATOR_SECONDS: Final = 6
+"""How long a commit waits for the group's coordinator: librdkafka takes the session timeout for it, 45 s by default."""
+
 
 class PublishedOffsets:
     """The published offsets of one app, as far as this handle knows them."""
@@ -31,8 +36,13 @@ class PublishedOffsets:
         self._url = url
         self._topic = f"{app}.{HISTORY}"
         self._group = f"{app}.outbox"
-        self._consumer = make_consumer(url, group=self._group)
-        self._lock = threading.Lock()
+        self._consumer = make_consumer(
+            url._replace(settings={"session.timeout.ms": COORDINATOR_SECONDS * 1000, **url.settings}),
+            group=self._group,
+        )
+        # Its own: a cluster that is away must not keep the loop's few threads, which close local state, too.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="streamflow-kafka-offsets")
+        self._ending = threading.Event()
         self._known: dict[int, int] = {}
         self._dirty: dict[int, int] = {}
         self._committing: asyncio.Task[None] | None = None
@@ -48,17 +58,18 @@ class PublishedOffsets:
 
     async def get(self, partition: int) -> int:
         """The highest offset known here or committed by anybody."""
-        found = await asyncio.to_thread(self._committed, partition)
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, self._committed, partition)
         return max(found, self._known.get(partition, 0))
 
     def _committed(self, partition: int) -> int:
         place = TopicPartition(self._topic, partition)
-        with self._lock:
-            (found,) = patiently(
-                self._url,
-                lambda seconds: self._consumer.committed([place], timeout=seconds),
-                about=f"group {self._group}, which has the published offsets,",
-            )
+
+        def ask(seconds: float) -> list[TopicPartition]:
+            if self._ending.is_set():
+                raise closed(self._url.url)
+            return self._consumer.committed([place], timeout=seconds)
+
+        (found,) = patiently(self._url, ask, about=f"group {self._group}, which has the published offsets,")
         if found.error is not None:
             raise unreachable(self._url.url, found.error.str())
         return max(0, found.offset)
@@ -75,20 +86,24 @@ class PublishedOffsets:
             return
         offsets = [TopicPartition(self._topic, partition, offset) for partition, offset in dirty.items()]
         try:
-            await asyncio.to_thread(self._commit_now, offsets)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._commit_now, offsets)
+        except asyncio.CancelledError:
+            self._dirty = {**dirty, **self._dirty}  # it may not have begun
+            raise
         except KafkaException as error:
             self._dirty = {**dirty, **self._dirty}
             log_.debug("%s: published offsets wait: %s", self._url.url, error.args[0].str())
 
     def _commit_now(self, offsets: list[TopicPartition]) -> None:
-        with self._lock:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
+        self._consumer.commit(offsets=offsets, asynchronous=False)
 
     async def close(self) -> None:
         """Commit what moved last, once, and end."""
+        self._ending.set()
         if self._committing is not None:
             self._committing.cancel()
             await asyncio.wait((self._committing,))
         self._closed = True
         await self._commit()
-        await asyncio.to_thread(self._consumer.close)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._consumer.close)
+        self._thread.shutdown()

@@ -15,6 +15,10 @@ from streamflow.logs.kafka_url import KafkaUrl, unreachable
 READ_SECONDS: Final = 30.0
 """How long the cluster may take to answer a question before it counts as `Unavailable`; its asker then tries again."""
 
+QUESTION_SECONDS: Final = 3.0
+"""How long one question may wait before it is asked anew: those on one client wait for each other, and who closes
+waits for the one that is under way."""
+
 AGAIN_SECONDS: Final = 0.05
 
 GONE_SECONDS: Final = 5.0
@@ -44,7 +48,7 @@ def patiently(url: KafkaUrl, ask: Callable[[float], _T | None], *, about: str) -
     found = "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
-            answer = ask(left)
+            answer = ask(min(left, QUESTION_SECONDS))
         except KafkaException as error:
             reason: KafkaError = error.args[0]
             if reason.code() in UNKNOWN and time.monotonic() - began > GONE_SECONDS:

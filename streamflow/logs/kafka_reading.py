@@ -17,6 +17,7 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streamflow.logs.base import Record
+from streamflow.logs.checks import closed
 from streamflow.logs.kafka_access import DENIED, denied
 from streamflow.logs.kafka_patience import READ_SECONDS, UNKNOWN, patiently
 from streamflow.logs.kafka_talk import talk
@@ -77,8 +78,11 @@ def records_of(messages: Sequence[Message]) -> list[Record]:
 class _Reader:
     """One consumer, used by one thread at a time. `place` is where it stands: topic, partition, next offset."""
 
-    def __init__(self, url: KafkaUrl, app: str, bounds: Callable[[str, int], tuple[int, int]]) -> None:
+    def __init__(
+        self, url: KafkaUrl, app: str, bounds: Callable[[str, int], tuple[int, int]], check_open: Callable[[], None]
+    ) -> None:
         self.url = url
+        self.check_open = check_open
         self.bounds = bounds
         self.place: tuple[str, int, int] | None = None
         self.consumer = make_consumer(url, group=f"{app}.readers", enable_partition_eof=True)
@@ -96,6 +100,7 @@ class _Reader:
         records: list[Record] = []
         size = 0
         while following < high and len(records) < limit and size < READ_BYTES_MAX:
+            self.check_open()
             if time.monotonic() > deadline:
                 raise unreachable(self.url.url, f"{topic}[{partition}] gave no record within {READ_SECONDS:g} s")
             messages = self.consumer.consume(1, 0.5)
@@ -140,6 +145,9 @@ class Reading:
         self._free: list[_Reader] = []
         # Apart from the readers: a question would wait for the fetch that is under way on the same connection.
         self._asking = make_consumer(url, group=f"{app}.readers")
+        self._turn = threading.Lock()
+        """Held by the thread that asks; without it they would wait for each other within confluent-kafka."""
+        self._ending = threading.Event()
 
     async def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         """See `Log.read`; `topic` is the full name."""
@@ -156,13 +164,14 @@ class Reading:
 
     def _offset_at(self, topic: str, partition: int, at_ms: int) -> int:
         start, end = self._bounds(topic, partition)  # the end first: what comes meanwhile is not older
-        try:
-            places = self._asking.offsets_for_times(
-                [TopicPartition(topic, partition, max(0, at_ms))], timeout=READ_SECONDS
-            )
-        except KafkaException as error:
-            raise unreachable(self._url.url, error.args[0].str()) from None
-        (place,) = places
+        wanted = TopicPartition(topic, partition, max(0, at_ms))
+
+        def ask(seconds: float) -> list[TopicPartition]:
+            with self._turn:
+                self._check_open()
+                return self._asking.offsets_for_times([wanted], timeout=seconds)
+
+        (place,) = patiently(self._url, ask, about=f"topic {topic}")
         if place.error is not None:
             raise unreachable(self._url.url, place.error.str())
         return end if place.offset < 0 else max(start, min(place.offset, end))
@@ -178,13 +187,15 @@ class Reading:
         place = TopicPartition(topic, partition)
 
         def ask(seconds: float) -> tuple[int, int] | None:
-            try:
-                return self._asking.get_watermark_offsets(place, timeout=seconds)
-            except KafkaException as error:
-                if error.args[0].code() in UNKNOWN:
-                    # A broker that has just begun knows no topics; librdkafka would believe it for long.
-                    self._asking.list_topics(topic, timeout=seconds)
-                raise
+            with self._turn:
+                self._check_open()
+                try:
+                    return self._asking.get_watermark_offsets(place, timeout=seconds)
+                except KafkaException as error:
+                    if error.args[0].code() in UNKNOWN:
+                        # A broker that has just begun knows no topics; librdkafka would believe it for long.
+                        self._asking.list_topics(topic, timeout=seconds)
+                    raise
 
         low, high = patiently(self._url, ask, about=f"topic {topic}")
         return int(low), int(high)
@@ -197,14 +208,19 @@ class Reading:
                     return self._free.pop(number)
             if self._free:
                 return self._free.pop(0)
-        return _Reader(self._url, self._app, self._bounds)
+        return _Reader(self._url, self._app, self._bounds, self._check_open)
 
     def _give_back(self, reader: _Reader) -> None:
         with self._lock:
             self._free.append(reader)
 
+    def _check_open(self) -> None:
+        if self._ending.is_set():
+            raise closed(self._url.url)
+
     async def close(self) -> None:
-        """End the threads and consumers."""
+        """End the threads and consumers; reads that wait for a cluster that is away are given up."""
+        self._ending.set()
 
         def end() -> None:
             self._threads.shutdown()

@@ -128,6 +128,8 @@ class Writing:
         """See `Log.append`; arguments are checked, `size` is the bytes of all."""
         done: asyncio.Future[int] = self._loop.create_future()
         tail = self._tails[partition]
+        # First of all: a lane that has failed takes with it what this append builds on.
+        lane = self._history_lane(partition)
         if tail.failed_end is not None:
             if expected == tail.failed_end:
                 tail.failed_end += len(records)
@@ -139,7 +141,6 @@ class Writing:
             tail.failed_end = expected + len(records)
             return done
         append = _Append(done, partition, expected, tuple(records), size)
-        lane = self._history_lane(partition)
         tail.under_way.append(append)
         self._pending_bytes += size
         if not tail.sent:
@@ -267,8 +268,10 @@ class Writing:
             except (BufferError, KafkaException) as error:
                 publish.error = _reason(error)
                 publish.left = 0
-                self._publisher.failed = isinstance(error, KafkaException)
+                self._publisher.failed |= isinstance(error, KafkaException)
             publish.records = ()
+        if self._publisher.failed:  # its thread says nothing more of what was taken before
+            self._fail_publishes(self._publisher)
         if self._publishes[0].left <= 0:  # nothing to wait for
             self._loop.call_soon(self._complete)
 
@@ -279,12 +282,15 @@ class Writing:
 
     def _published(self, lane: Lane, acknowledged: list[Sent]) -> None:
         if lane.failed and not lane.dropped:
-            self._drop_publisher(lane)
-            for number in range(self._publishes_sent):  # no acknowledgement will come for these
-                publish = self._publishes[number]
-                if publish.left > 0:
-                    publish.left, publish.error = 0, KafkaError(KafkaError._FATAL)
+            self._fail_publishes(lane)
         self._complete()
+
+    def _fail_publishes(self, lane: Lane) -> None:
+        self._drop_publisher(lane)
+        for number in range(self._publishes_sent):  # no acknowledgement will come for these
+            publish = self._publishes[number]
+            if publish.left > 0:
+                publish.left, publish.error = 0, KafkaError(KafkaError._FATAL)
 
     def _drop_publisher(self, lane: Lane) -> None:
         log_.warning("%s: producer %s is replaced: it failed for good", self._url.url, lane.name)
