@@ -23,7 +23,7 @@ from streamflow.client.follow import follow
 from streamflow.codec.avro import decode_reply, encode_command
 from streamflow.codec.envelope import DecodeError, EncodeError
 from streamflow.config import LIMITS, RECORD_BYTES_MAX, Limits
-from streamflow.core.commands import Body, Command
+from streamflow.core.commands import Body, Command, Query
 from streamflow.core.effects import Reply
 from streamflow.errors import (
     CommandRejected,
@@ -49,14 +49,15 @@ _log = logging.getLogger("streamflow.client")
 class _Pending:
     """A command that waits for its answer."""
 
-    __slots__ = ("answer", "deadline", "interval", "record", "resend_at", "sends", "workflow_id")
+    __slots__ = ("answer", "deadline", "interval", "question", "record", "resend_at", "sends", "workflow_id")
 
     def __init__(
-        self, workflow_id: str, record: Outgoing, answer: asyncio.Future[Reply], now: float, wait: float
+        self, workflow_id: str, record: Outgoing, answer: asyncio.Future[Reply], now: float, wait: float, question: bool
     ) -> None:
         self.workflow_id = workflow_id
         self.record = record
         self.answer = answer
+        self.question = question  # changes nothing, whenever it is carried out
         self.deadline = now + wait
         self.interval = RESEND_SECONDS
         self.resend_at = now + RESEND_SECONDS
@@ -128,7 +129,14 @@ class Requests:
         )
         record = _record(command, partition)
         loop = asyncio.get_running_loop()
-        pending = _Pending(workflow_id, record, loop.create_future(), loop.time(), self._limits.request_seconds)
+        pending = _Pending(
+            workflow_id,
+            record,
+            loop.create_future(),
+            loop.time(),
+            self._limits.request_seconds,
+            isinstance(body, Query),
+        )
         key = command.command_id.encode()
         self._pending.setdefault(key, []).append(pending)
         self._post(record)
@@ -223,10 +231,10 @@ class Requests:
 
     def _unanswered(self, pending: _Pending) -> str:
         about = f"run {pending.workflow_id}" if pending.workflow_id else f"partition {pending.record.partition}"
+        later = "" if pending.question else " The command is in the log and may still be applied when one comes"
         return (
             f"no worker answered for {about} within {self._limits.request_seconds:g} s: is a worker for app "
-            f"{self.log.app} running on {place(self.log)}? The command is in the log and may still be applied when "
-            f"one comes"
+            f"{self.log.app} running on {place(self.log)}?{later}"
         )
 
     # -- answers -----------------------------------------------------------------------------------------------------
