@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 COMMANDS: Final[dict[str, dict[str, Entry]]] = {
     "Begin": {
-        "demo": Entry("demo", "demo", "See a workflow survive its worker, on one SQLite file."),
+        "demo": Entry("demo", "demo", "See a workflow survive its worker, on one SQLite file or on Kafka."),
         "worker": Entry("worker", "worker", "Serve an app: run its workflows and steps until stopped."),
         "broker": Entry("broker", "broker", "Start a real Apache Kafka for development, without Docker."),
     },

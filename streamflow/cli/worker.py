@@ -63,7 +63,8 @@ _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31
 @click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Local state; it can be rebuilt from the log.  [default: beside the SQLite file]",
+    help="Local state; it can be rebuilt from the log.  "
+    "[default: beside the SQLite file; on Kafka .streamflow in this folder]",
 )
 @click.option(
     "--no-create-topics", is_flag=True, help="Refuse to start when topics are missing, instead of making them."
@@ -247,7 +248,7 @@ def _announce(
         line: dict[str, object] = {"app": app.name, "url": place, "partitions": partitions, "pid": os.getpid()}
         line |= {"queues": list(queues)} if queues else {}
         output.line(line if metrics_port is None else {**line, "metrics_port": metrics_port})
-    serves = f"queues {', '.join(queues)}" if queues else f"partitions 0 to {partitions - 1}"
+    serves = f"queues {', '.join(queues)}" if queues else f"a share of its {partitions} partitions"
     shows = "" if metrics_port is None else f", metrics on port {metrics_port}"
     output.say(
         f"Serving app {app.name} ({_count(app.workflows, 'workflow')}, {_count(app.steps, 'step')}) on {place}, "

@@ -92,7 +92,8 @@ def closed(url: str) -> Unavailable:
 
 def no_app(url: str, app: str) -> Unavailable:
     """The log is there, but nobody has created the topics of this app, and the caller may not."""
-    return Unavailable(f"{url}: holds no topics of app {app!r}: start a worker of it, which creates them")
+    other = ", or run streamflow topics create" if url.startswith("kafka:") else ""
+    return Unavailable(f"{url}: holds no topics of app {app!r}: start a worker of it, which creates them{other}")
 
 
 def name_taken(url: str, owner: str) -> InvalidArguments:

@@ -42,6 +42,11 @@ def test_the_overview_says_what_the_command_says_of_itself(name: str) -> None:
     assert load(name).short_help == ENTRIES[name].summary
 
 
+def test_the_overview_says_what_the_demo_says_of_itself() -> None:
+    first = (load("demo").help or "").partition("\n")[0]
+    assert first == ENTRIES["demo"].summary
+
+
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_option_is_explained(name: str) -> None:
     silent = [each.name for each in load(name).params if isinstance(each, click.Option) and not each.help]

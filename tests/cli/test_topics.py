@@ -144,6 +144,7 @@ def test_check_compares_the_urls_partitions(run: Run, kafka: str):
 def test_describe_shows_what_is_there(run: Run, name: str):
     none = run("describe")
     assert none.exit_code == 1 and f"holds no topics of app '{name}'" in none.stderr
+    assert "or run streamflow topics create" in none.stderr
     assert run("create", "--partitions", "2").exit_code == 0
     header, *rows = run("describe").stdout.splitlines()
     assert header.split() == ["topic", "id", "partitions", "replicas", "start", "end", "settings"]

@@ -67,7 +67,7 @@ def test_a_step_worker_serves_its_queues_and_owns_nothing(launch: Starter, shop:
         "@app.workflow\nasync def embedding() -> int: return await embed()\n"
     )
     owner = launch("worker", "queued:app")
-    owner.wait_for("partitions 0 to", stream="stderr")
+    owner.wait_for("a share of its 4 partitions", stream="stderr")
     started = driver.run(shop.folder, "start", "embedding", "--id", "e", env=shop.env)
     assert started.returncode == 0, started.stderr
     status = json.loads(driver.run(shop.folder, "status", "e", "--json", env=shop.env).stdout)
