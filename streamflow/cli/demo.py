@@ -64,7 +64,11 @@ def demo(orders: int, folder: Path | None, kafka: bool, keep: bool, as_json: boo
         if as_json:
             Output(as_json=True).document(_as_document(summary, place if kept else None))
         else:
-            click.echo("\n".join(_in_words(summary, show.url if kept else None, place if kept and kafka else None)))
+            click.echo(
+                "\n".join(
+                    _in_words(summary, show.url if kept else None, place if kept and kafka else None, kafka=kafka)
+                )
+            )
     if summary.problems:
         raise click.exceptions.Exit(1)
 
@@ -111,7 +115,7 @@ def _as_document(summary: Summary, folder: Path | None) -> dict[str, object]:
     }
 
 
-def _in_words(summary: Summary, url: str | None, broker: Path | None = None) -> Sequence[str]:
+def _in_words(summary: Summary, url: str | None, broker: Path | None = None, *, kafka: bool = False) -> Sequence[str]:
     """The end of the demo for people: what was checked, what came out, what to try next."""
     findings = summary.findings
     lines = [
@@ -138,7 +142,7 @@ def _in_words(summary: Summary, url: str | None, broker: Path | None = None) -> 
             f"  Worker {summary.killed_worker} was killed after {summary.killed_after_seconds:.1f} s; "
             f"its orders had a new owner {summary.taken_over_seconds:.2f} s later."
         )
-    lines += [f"  {summary.seconds:.1f} s in all.", "", *_what_next(url, broker)]
+    lines += [f"  {summary.seconds:.1f} s in all.", "", *_what_next(url, broker, kafka=kafka)]
     return lines
 
 
@@ -146,10 +150,11 @@ def _check(ok: bool, text: str) -> str:
     return f"  {'ok' if ok else 'FAILED':8}{text}"
 
 
-def _what_next(url: str | None, broker: Path | None) -> list[str]:
+def _what_next(url: str | None, broker: Path | None, *, kafka: bool) -> list[str]:
     source = os.path.relpath(Path(__file__).with_name("demo_shop.py"))
     if url is None:
-        return [f"The workflow is {source}. Next: streamflow demo --keep, then look at single orders."]
+        again = "streamflow demo --keep" + (" --kafka" if kafka else "")
+        return [f"The workflow is {source}. Next: {again}, then look at single orders."]
     where = f"--url {shlex.quote(url)} --app shop"
     port = "".join(character for character in url.partition("?")[0].rpartition(":")[2] if character.isdigit())
     first = (
