@@ -157,6 +157,9 @@ class Workers:
 def run(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run`, where SIGTERM and SIGHUP end `main` as Ctrl-C does: with its `finally` blocks.
 
+    A second Ctrl-C only asks again: asyncio itself would raise it wherever the code happens to be, also where a task
+    was about to be woken up, which then nobody ever does.
+
     What fails inside task groups comes out as the first error alone, so that the caller can say it in a line.
     """
 
@@ -169,11 +172,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
             received.append(number)
             task.cancel()
 
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, end, number)
         try:
             return await task
         except asyncio.CancelledError:
+            if received and received[0] == signal.SIGINT:
+                raise KeyboardInterrupt from None
             if received:
                 raise SystemExit(128 + received[0]) from None
             raise
