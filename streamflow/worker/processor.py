@@ -327,7 +327,7 @@ class Processor:
         if self.status in (ProcessorState.ACTIVE, ProcessorState.STOPPING):
             self.core.outcome(info.workflow_id, info.run, outcome)
             self._wake()
-            self._arrived_at = max(self._arrived_at, outcome.started_at)  # a step ends no earlier than it began
+            self._arrived_at = self.clock.now_ms()  # it ended now, not when the pass was scheduled
 
     # -- decide ------------------------------------------------------------------------------------------------------
 
