@@ -74,11 +74,10 @@ class KafkaMembership:
         self._group, self._instance = group, instance
         self._url, self._topic = group.url, group.topic
         self._asked: SimpleQueue[tuple[int, int | None, asyncio.Future[bool]]] = SimpleQueue()
-        self._consumed: dict[int, int] = {}  # the thread's
+        self._consumed: dict[int, int] = {}  # the thread's: what this member has committed since it has them
         self._known: dict[int, int] = {}  # the loop's
         self._wondered: SimpleQueue[tuple[int, asyncio.Future[int]]] = SimpleQueue()
         self._going: set[int] = set()  # the thread's: not held any more, and not stopped yet
-        self._joined: asyncio.Future[None]
         self._loop = asyncio.get_running_loop()
         self._share = Share()
         self._changed = asyncio.Event()
@@ -88,7 +87,7 @@ class KafkaMembership:
         self._leaving = threading.Event()
         self._left: asyncio.Future[None] = self._loop.create_future()
         self._held: set[int] = set()  # the thread's own view
-        self._joined = self._loop.create_future()
+        self._joined: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._serve, name=f"streamflow-kafka-group-{owner}", daemon=True)
         self._thread.start()
 
@@ -248,8 +247,6 @@ class KafkaMembership:
         for found in offsets:
             if found.error is not None:
                 raise self._cannot_join(found.error)
-            if found.offset >= 0:
-                self._consumed[found.partition] = found.offset
             if self._group.note and found.metadata and found.metadata != self._group.note:
                 raise CorruptLog(
                     f"{self._url.url}: the history of app {self._group.name} was deleted and created again (topic id "
@@ -303,15 +300,18 @@ class KafkaMembership:
             if partition not in self._held and partition not in self._going:
                 self._on_loop(_succeed, done, False)
                 continue
-            offset = consumed if consumed is not None else self._consumed.get(partition, 0)
-            place = TopicPartition(self._topic, partition, offset, metadata=self._group.note)
+            offset = consumed if consumed is not None else self._consumed.get(partition)
             try:
+                if offset is None:  # what the last owner committed; less would move the group's lag back
+                    (found,) = self._committed([TopicPartition(self._topic, partition)], COORDINATOR_SECONDS)
+                    offset = max(0, found.offset)
+                place = TopicPartition(self._topic, partition, offset, metadata=self._group.note)
                 (committed,) = self._consumer.commit(offsets=[place], asynchronous=False) or [place]
                 confirmed = committed.error is None
-            except KafkaException as error:
-                log_.debug("%s: group %s: %s", self._url.url, self._group.name, error.args[0].str())
+            except (KafkaException, Unavailable) as error:
+                log_.debug("%s: group %s: %s", self._url.url, self._group.name, error)
                 confirmed = False
-            if confirmed:
+            if confirmed and offset is not None:
                 self._consumed[partition] = offset
             self._on_loop(_succeed, done, confirmed)
 
@@ -349,6 +349,7 @@ class KafkaMembership:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             partition.offset = OFFSET_END
+            self._consumed.pop(partition.partition, None)  # somebody else may have moved it meanwhile
         consumer.incremental_assign(partitions)
         consumer.pause(partitions)
         self._held |= {partition.partition for partition in partitions}
