@@ -87,6 +87,7 @@ class KafkaMembership:
         self._leaving = threading.Event()
         self._left: asyncio.Future[None] = self._loop.create_future()
         self._held: set[int] = set()  # the thread's own view
+        self._unheard: KafkaError | None = None  # the thread's: what the consumer was told outside of _poll
         self._joined: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._serve, name=f"streamflow-kafka-group-{owner}", daemon=True)
         self._thread.start()
@@ -198,8 +199,13 @@ class KafkaMembership:
             }
         )
         consumer = make_consumer(
-            url, group=self._group.name, partition_assignment_strategy="cooperative-sticky", **role
+            url,
+            group=self._group.name,
+            on_error=self._on_error,
+            partition_assignment_strategy="cooperative-sticky",
+            **role,
         )
+        self._unheard = None
         consumer.subscribe([self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
         return consumer
 
@@ -280,10 +286,14 @@ class KafkaMembership:
         try:
             return self._consumer.committed(places, timeout=min(seconds, COORDINATOR_SECONDS))
         except KafkaException as error:
+            if self._going:
+                raise  # called back from a poll: what that returns comes after
             message = self._consumer.poll(0)
             told = None if message is None else message.error()
             if told is not None and told.code() in DENIED:
                 raise KafkaException(told) from error
+            if told is not None:
+                self._on_error(told)
             raise
 
     def _cannot_join(self, error: KafkaError) -> StreamflowError:
@@ -323,6 +333,7 @@ class KafkaMembership:
         except KafkaException as raised:
             error = raised.args[0]
             self._leaving.wait(POLL_SECONDS)  # raised at once, and perhaps again and again
+        error = error or self._unheard
         if error is None:
             return True
         if error.code() in DENIED:
@@ -336,6 +347,11 @@ class KafkaMembership:
         self._held.clear()
         self._on_loop(self._update, frozenset(), set(), None)
         return False
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Called whatever the consumer is asked. The message that says the same may get lost in a rebalance."""
+        if error.fatal():
+            self._unheard = error
 
     def _leave(self) -> None:
         # A static member that only closes keeps its place for the session; unsubscribing leaves at once.

@@ -39,7 +39,9 @@ GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF
 """What a consumer says when the next offset is not in the partition."""
 
 
-def make_consumer(url: KafkaUrl, *, group: str, **role: object) -> Consumer:
+def make_consumer(
+    url: KafkaUrl, *, group: str, on_error: Callable[[KafkaError], None] | None = None, **role: object
+) -> Consumer:
     """A consumer that commits nothing by itself and never jumps to an offset of its own choice."""
     defaults: dict[str, object] = {
         "fetch.wait.max.ms": 100,  # a partition that is added waits as long for the fetch that is under way
@@ -57,7 +59,7 @@ def make_consumer(url: KafkaUrl, *, group: str, **role: object) -> Consumer:
                 enable_auto_offset_store=False,
                 auto_offset_reset="error",
                 isolation_level="read_uncommitted",
-                error_cb=lambda error: log_.debug("%s: consumer: %s", url.url, error.str()),
+                error_cb=on_error or (lambda error: log_.debug("%s: consumer: %s", url.url, error.str())),
                 logger=talk,
                 **role,
             )

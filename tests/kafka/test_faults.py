@@ -29,6 +29,8 @@ pytestmark = pytest.mark.timeout(400)
 
 RUNS = 500
 STEP_SECONDS = 0.4
+HANGS_SECONDS = 300.0
+"""Where nothing goes on for so long, the test fails with what the workers said, before pytest ends all of them."""
 Fault = Callable[[Stage, sf.Client, asyncio.Task[None]], Awaitable[None]]
 
 
@@ -40,7 +42,7 @@ def under(fault: Fault, folder: Path, url: str, *, more: int = 0, zombies: bool 
     """
 
     async def main() -> After:
-        async with staged(folder, url) as (stage, client):
+        async with staged(folder, url) as (stage, client), asyncio.timeout(HANGS_SECONDS):
             handles = await start_orders(client, RUNS, STEP_SECONDS)
             await stage.steps_finish(50)
             complete = asyncio.create_task(all_complete(handles))

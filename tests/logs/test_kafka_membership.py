@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError
 
 from streamflow.errors import InvalidArguments, Unavailable
 from streamflow.logs import kafka_reading
@@ -102,4 +104,26 @@ async def test_who_asks_for_an_offset_that_is_refused_is_told(
     monkeypatch.setattr(SlowConsumer, "committed", committed)
     with pytest.raises((InvalidArguments, Unavailable)):
         await asyncio.wait_for(member.committed(0), WAIT_SECONDS)
+    await member.leave()
+
+
+async def test_a_member_that_is_told_of_its_end_by_callback_alone_joins_anew(
+    consumer: type[SlowConsumer], monkeypatch: pytest.MonkeyPatch
+):
+    consumer.may_answer.set()
+    made: list[dict[str, Any]] = []
+    again = threading.Event()
+
+    def init(self: SlowConsumer, config: dict[str, Any]) -> None:
+        made.append(config)
+        if len(made) == 2:
+            again.set()
+
+    monkeypatch.setattr(SlowConsumer, "__init__", init)
+    member = KafkaMembership(group(), "one", "place-1")
+    await member.joined()
+    fenced = KafkaError(KafkaError.FENCED_INSTANCE_ID, "another has this place", fatal=True)
+    made[0]["error_cb"](fenced)
+    assert await asyncio.to_thread(again.wait, WAIT_SECONDS)
+    assert [config["group.instance.id"] for config in made] == ["place-1", "place-1"]
     await member.leave()
