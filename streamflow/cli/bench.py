@@ -85,8 +85,9 @@ def bench(
     with _temporary(parent) as folder:
         machine = describe(Path(folder))
     if url is not None and url.startswith("kafka://"):
-        from streamflow.cli.bench_kafka import raw_limits
+        from streamflow.cli.bench_kafka import raw_limits, with_partitions
 
+        url = with_partitions(url)
         machine["kafka"] = raw_limits(url)
     measured: dict[str, list[Figures]] = {}
     failures: list[str] = []

@@ -21,7 +21,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -164,12 +164,14 @@ class Writing:
     def _send(self, tail: _Tail, lane: Lane) -> None:
         """Give the lane all that waits: the next group."""
         tail.sent = len(tail.under_way)
+        messages = []
+        for append in tail.under_way:
+            records, append.records = append.records, None
+            assert records is not None, append.expected
+            for number, (key, value) in enumerate(records):
+                messages.append(lane.message(key, value, append, append.expected + number))
         try:
-            for append in tail.under_way:
-                records, append.records = append.records, None
-                assert records is not None, append.expected
-                for number, (key, value) in enumerate(records):
-                    lane.send(self._history, append.partition, key, value, append, append.expected + number)
+            lane.send(self._history, tail.under_way[0].partition, messages)
         except (BufferError, KafkaException) as error:
             # A part of it may be under way: what becomes of the rest of this lane is unknown, too.
             self._drop(lane, str(_reason(error)))
@@ -261,15 +263,20 @@ class Writing:
             self._drop_publisher(self._publisher)
         if self._publisher is None:
             self._publisher = Lane(self._url, "publisher", self._published)
+        places: dict[tuple[str, int], list[tuple[_Publish, dict[str, Any]]]] = {}
         for publish in self._publishes:
-            try:
-                for topic, partition, key, value in publish.records:
-                    self._publisher.send(f"{self._app}.{topic}", partition, key, value, publish)
-            except (BufferError, KafkaException) as error:
-                publish.error = _reason(error)
-                publish.left = 0
-                self._publisher.failed |= isinstance(error, KafkaException)
+            for topic, partition, key, value in publish.records:
+                message = self._publisher.message(key, value, publish)
+                places.setdefault((topic, partition), []).append((publish, message))
             publish.records = ()
+        for (topic, partition), sent in places.items():
+            try:
+                self._publisher.send(f"{self._app}.{topic}", partition, [message for _, message in sent])
+            except (BufferError, KafkaException) as error:  # some of them may have been taken, and are published again
+                for publish, _ in sent:
+                    publish.error = _reason(error)
+                    publish.left = 0
+                self._publisher.failed |= isinstance(error, KafkaException)
         if self._publisher.failed:  # its thread says nothing more of what was taken before
             self._fail_publishes(self._publisher)
         if self._publishes[0].left <= 0:  # nothing to wait for

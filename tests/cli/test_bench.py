@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from streamflow.cli.bench import NAMES, _medians, _notes, _quantity, _show, bench
+from streamflow.cli.bench_kafka import with_partitions
 from streamflow.cli.bench_machine import describe, sqlite_commit_ms
 from streamflow.cli.bench_stand import Figures, WrongResult, check, in_flight, quantile
 from streamflow.cli.bench_workloads import WORKLOADS, Figure, Workload
@@ -162,3 +163,15 @@ def test_the_table_has_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
         for figure in workload.figures:
             assert figure.label in shown
     assert "Note: mind this" in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "measured"),
+    [
+        ("kafka://a:1", "kafka://a:1?partitions=4"),
+        ("kafka://a:1?linger.ms=1", "kafka://a:1?linger.ms=1&partitions=4"),
+        ("kafka://a:1?partitions=12", "kafka://a:1?partitions=12"),
+    ],
+)
+def test_kafka_is_measured_with_as_many_partitions_as_sqlite(given: str, measured: str):
+    assert with_partitions(given) == measured

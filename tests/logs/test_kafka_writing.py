@@ -30,10 +30,13 @@ class PlayedLane:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         PlayedLane.made.append(self)
 
-    def send(self, topic: str, partition: int, key: bytes, value: bytes | None, sent: Sent, expected: int = -1) -> None:
+    def message(self, key: bytes, value: bytes | None, sent: Sent, expected: int = -1) -> dict[str, Any]:
+        return {"value": value, "sent": sent, "expected": expected}
+
+    def send(self, topic: str, partition: int, messages: list[dict[str, Any]]) -> None:
         if self.refuses is not None:
             raise self.refuses
-        self.sent.append((topic, partition, value, sent, expected))
+        self.sent += [(topic, partition, each["value"], each["sent"], each["expected"]) for each in messages]
 
     def drop(self) -> None:
         self.dropped = True
