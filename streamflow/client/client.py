@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from types import TracebackType
@@ -11,7 +10,7 @@ from typing import Any, Final, Literal, Self, TypeVar, TypeVarTuple, get_args, o
 
 from streamflow.client.handle import Handle
 from streamflow.client.listing import merged
-from streamflow.client.requests import Requests, place
+from streamflow.client.requests import SURROUNDINGS, Requests, Surroundings, place
 from streamflow.client.statuses import Statuses
 from streamflow.codec.payload import encode_value
 from streamflow.codec.registry import Schemas
@@ -37,11 +36,18 @@ class Client:
     """Runs of one app on one log. Made by `App.connect`, `App.serve` and `sf.connect`; not to be shared by threads."""
 
     def __init__(
-        self, log: Log, app: Registry | None = None, *, limits: Limits = LIMITS, schemas: Schemas | None = None
+        self,
+        log: Log,
+        app: Registry | None = None,
+        *,
+        limits: Limits = LIMITS,
+        schemas: Schemas | None = None,
+        surroundings: Surroundings = SURROUNDINGS,
     ) -> None:
         self._log = log
         self._app = app
-        self._requests = Requests(log, limits=limits)
+        self._chance = surroundings.chance
+        self._requests = Requests(log, limits=limits, surroundings=surroundings)
         self._statuses = Statuses(log, schemas)
 
     async def open(self) -> None:
@@ -106,13 +112,13 @@ class Client:
     ) -> Handle[Any]:
         """Start a run and return once that is durable and accepted.
 
-        `workflow` is a workflow or its name. `id` (a new UUID by default) is that of the run; `if_exists` says what to
+        `workflow` is a workflow or its name. `id` (random by default) is that of the run; `if_exists` says what to
         do when there is one: "attach" to it, "error" (`WorkflowExists`), or "restart" it if it is closed. `delay` or
         `at` (not both) is when its code begins; `timeout` bounds the run from there. `context` is JSON for its status.
         """
         definition = self._definition(workflow)
         name = workflow if definition is None else definition.name
-        workflow_id = uuid.uuid4().hex if id is None else check_id(id, what="id")
+        workflow_id = self._chance.randbytes(16).hex() if id is None else check_id(id, what="id")
         if on_complete is not None:
             raise StreamflowError(f"run {workflow_id}: on_complete is not part of this version: leave it out")
         if not isinstance(if_exists, str) or if_exists not in get_args(IfExists):

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import time
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
 
 import streamflow.errors
 from streamflow.client.follow import follow
@@ -46,6 +45,16 @@ SWEEP_SECONDS: Final = 0.25
 _log = logging.getLogger("streamflow.client")
 
 
+class Surroundings(NamedTuple):
+    """What a client takes from its process: chance for ids, and milliseconds since 1970."""
+
+    chance: random.Random
+    now_ms: Callable[[], int]
+
+
+SURROUNDINGS: Final = Surroundings(random.SystemRandom(), lambda: time.time_ns() // 1_000_000)
+
+
 class _Pending:
     """A command that waits for its answer."""
 
@@ -67,9 +76,10 @@ class _Pending:
 class Requests:
     """Sends commands from one client and follows the one replies partition that it reads."""
 
-    def __init__(self, log: Log, *, limits: Limits = LIMITS) -> None:
+    def __init__(self, log: Log, *, limits: Limits = LIMITS, surroundings: Surroundings = SURROUNDINGS) -> None:
         self.log = log
-        self.reply_to = random.randrange(log.partitions)
+        self._chance, self._now_ms = surroundings
+        self.reply_to = self._chance.randrange(log.partitions)
         self._limits = limits
         self._pending: dict[bytes, list[_Pending]] = {}
         self._outbox: list[Outgoing] = []
@@ -121,9 +131,9 @@ class Requests:
         if self._failed is not None:
             raise Unavailable(self._failed)
         command = Command(
-            command_id=command_id or os.urandom(16).hex(),  # as random as a UUID, at a fifth of the time
+            command_id=command_id or self._chance.randbytes(16).hex(),
             workflow_id=workflow_id,
-            sent_at=time.time_ns() // 1_000_000,
+            sent_at=self._now_ms(),
             body=body,
             reply_to=self.reply_to,
         )

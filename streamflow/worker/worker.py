@@ -14,13 +14,10 @@ import asyncio
 import logging
 import math
 import os
-import socket
-import sys
-import uuid
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from streamflow.codec.registry import Schemas
 from streamflow.config import LIMITS, Limits
@@ -32,22 +29,17 @@ from streamflow.ids import check_queue
 from streamflow.logs.base import HISTORY, TIMERS, Log, Membership
 from streamflow.metrics import FENCED, TIMER_LATENESS, Reading, unwatch, watch
 from streamflow.store.base import Store
-from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
 from streamflow.worker.ending import end
 from streamflow.worker.executor import Executor
 from streamflow.worker.gauges import LAG_SECONDS, Lags, read
+from streamflow.worker.host import Host, ProcessHost
 from streamflow.worker.outbox import fire_at_of, fire_command
 from streamflow.worker.processor import Processor, ProcessorState
 from streamflow.worker.queues import QueueService
 from streamflow.worker.timers import TimerService
-from streamflow.worker.watchdog import Watchdog
 from streamflow.workflow.code import RunCode
 from streamflow.workflow.definitions import Registry
-from streamflow.workflow.guard import forbid_io
-
-if TYPE_CHECKING:
-    from streamflow.store.slots import Slot
 
 log_ = logging.getLogger("streamflow.worker")
 
@@ -56,9 +48,6 @@ BACKOFF_SECONDS_MAX: Final = 2.0
 """Pause before a failed partition is begun again: short, since most failures are a hand-over, growing for real ones."""
 REPORT_SECONDS: Final = 2.0
 """How often the group is told how far commands are consumed."""
-SWITCH_INTERVAL_SECONDS: Final = 0.0005
-"""How long the event loop may keep the interpreter from the log's writer thread (see logs/DESIGN.md): the default of
-5 ms would be paid several times in each group commit."""
 
 
 class Worker:
@@ -75,6 +64,7 @@ class Worker:
         owns_partitions: bool = True,
         limits: Limits = LIMITS,
         schemas: Schemas | None = None,
+        host: Host | None = None,
     ) -> None:
         wanted = max_parallel_steps if max_parallel_steps is not None else getattr(app, "max_parallel_steps", 64)
         if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
@@ -90,15 +80,11 @@ class Worker:
             )
         self.limits = limits
         self.schemas = schemas
-        self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self.clock = Clock()
+        self.host = host or ProcessHost(_state_root(log, state_dir) if owns_partitions else None)
         self.partitions: dict[int, asyncio.Task[None]] = {}
         self.processors: dict[int, Processor] = {}
         self.services: list[QueueService] = []
-        self._state_root = _state_root(log, state_dir) if owns_partitions else None
         self.executor: Executor | None = None
-        self._watchdog: Watchdog | None = None
-        self._slot: Slot | None = None
         self._membership: Membership | None = None
         self._assignments: asyncio.Task[None] | None = None
         self._reports: asyncio.Task[None] | None = None
@@ -107,7 +93,15 @@ class Worker:
         self._lags = Lags(log)
         self._lag_asks: asyncio.Task[None] | None = None
         self._died: asyncio.Future[None] | None = None
-        self._hurries = False
+
+    @property
+    def owner(self) -> str:
+        """The worker's name in its group."""
+        return self.host.name
+
+    @property
+    def clock(self) -> Clock:
+        return self.host.clock
 
     async def start(self) -> None:
         """Join the group and begin to own partitions; idempotent, but a stopped worker stays stopped.
@@ -122,21 +116,12 @@ class Worker:
         try:
             if self.schemas is not None:
                 await self.schemas.register(self.log.app)
-            if self._state_root is not None:
-                from streamflow.store.slots import lease_slot
-
-                self._slot = lease_slot(self._state_root)
-            forbid_io()
-            self._hurries = True
-            _hurry(+1)
             self.executor = Executor(self.clock, max_parallel_steps=self.max_parallel_steps, limits=self.limits)
-            self._watchdog = Watchdog(self.executor, blocked_seconds=self.limits.loop_blocked_seconds)
-            self._watchdog.start()
+            self.host.enter(self.executor, self.limits)
             watch(self.gauges)
             await self._serve_queues(self.executor)
             if self.owns_partitions:
-                instance = None if self._slot is None else self._slot.instance
-                self._membership = await self.log.join(self.owner, instance=instance)
+                self._membership = await self.log.join(self.owner, instance=self.host.instance)
         except BaseException:
             await self._stop_queues()
             self._free()
@@ -204,14 +189,7 @@ class Worker:
         unwatch(self.gauges)
         if self.executor is not None:
             self.executor.close()
-        if self._watchdog is not None:
-            self._watchdog.stop()
-        if self._hurries:
-            self._hurries = False
-            _hurry(-1)
-        if self._slot is not None:
-            self._slot.close()
-            self._slot = None
+        self.host.leave()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -375,31 +353,10 @@ class Worker:
                         task.exception()
         finally:
             self.processors.pop(partition, None)
-            await asyncio.shield(asyncio.gather(*(asyncio.to_thread(opened.close) for opened in stores)))
+            await self.host.close_stores(stores)
 
     async def _open_store(self, partition: int, topic: str, opened: list[Store]) -> Store:
-        """Open the local state, and note it in `opened` even when cancelled meanwhile: its directory is locked."""
-        if self._slot is None:
-            return MemoryStore()
-        from streamflow.store.rocks import open_rocks
-
-        # In a thread: opening replays RocksDB's own log, some 30 ms in which the other partitions go on.
-        opening = asyncio.get_running_loop().create_task(
-            asyncio.to_thread(
-                open_rocks,
-                self._slot.path / self.log.app / f"{topic}-{partition}",
-                identity=f"{self.log.identity}/{topic}/{partition}",
-                log_start=await self.log.start_offset(topic, partition),
-                log_end=await self.log.end_offset(topic, partition),
-            )
-        )
-        try:
-            store = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            await asyncio.wait((opening,))
-            if opening.exception() is None:
-                opened.append(opening.result())
-            raise
+        store = await self.host.open_store(self.log, topic, partition)
         opened.append(store)
         if store.wiped is not None:
             log_.warning("partition %d: the local %s state was wiped and is rebuilt: %s", partition, topic, store.wiped)
@@ -426,21 +383,6 @@ def _queues(names: Iterable[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(check_queue(name) for name in names))
     except (TypeError, ValueError) as error:
         raise InvalidArguments(f"queues: {error}") from None
-
-
-_hurrying = 0
-_usual_interval = 0.0
-
-
-def _hurry(workers: int) -> None:
-    """Shorten the interpreter's switch interval while there are workers in this process."""
-    global _hurrying, _usual_interval  # noqa: PLW0603 - the interval is the interpreter's
-    if not _hurrying:
-        _usual_interval = sys.getswitchinterval()
-        sys.setswitchinterval(min(_usual_interval, SWITCH_INTERVAL_SECONDS))
-    _hurrying += workers
-    if not _hurrying:
-        sys.setswitchinterval(_usual_interval)
 
 
 def _make_code(definition: object, execution: Execution, run: Run) -> RunCode:

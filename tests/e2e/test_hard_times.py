@@ -22,6 +22,7 @@ from streamflow.logs.base import HISTORY
 from streamflow.logs.open import open_log
 from streamflow.worker import Worker
 from streamflow.worker.clock import Clock
+from streamflow.worker.host import ProcessHost
 
 app = sf.App("hard-times", retry=sf.Retry.never)
 NEVER = asyncio.Event
@@ -169,8 +170,9 @@ class WallClock:
 @asynccontextmanager
 async def serving(url: str, wall: WallClock) -> AsyncIterator[sf.Client]:
     log = await open_log(url, app=app.name)
-    worker = Worker(app, log)
-    worker.clock = Clock(wall=wall)
+    host = ProcessHost(log.state_dir)
+    host.clock = Clock(wall=wall)
+    worker = Worker(app, log, host=host)
     try:
         await worker.start()
         async with Client(log, app) as client:
