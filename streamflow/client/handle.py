@@ -153,6 +153,11 @@ class Handle(Generic[T_co]):
         """The run as its partition's owner knows it now."""
         return status_view(await self._learn())
 
+    async def published(self) -> RunStatus | None:
+        """The run as its last published status has it, for when no worker lives to ask; None where there is none."""
+        record = await self._statuses.published(self._id, self._partition)
+        return None if record is None else status_view(record)
+
     def watch(self) -> Changes:
         """The status now, then each change, until the run is closed; survives restarts of the workers.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from click.testing import CliRunner
 
+from streamflow.cli import inspect
 from streamflow.cli.main import cli
 from tests.cli import driver
 from tests.cli.conftest import Shop
@@ -92,6 +93,7 @@ def test_json_everywhere(served: Shop, id: str) -> None:
 
     status = data(sf(served, "status", id, "--json"))
     assert (status["id"], status["state"], status["args"]) == (id, "completed", ["o-1"])
+    assert status["answered"] is True
     assert datetime.fromisoformat(status["closed_at"]) >= datetime.fromisoformat(status["started_at"])
     steps = data(sf(served, "steps", id, "--json"))
     assert [(step["number"], step["name"], step["kind"]) for step in steps["items"]] == [
@@ -256,6 +258,26 @@ def test_without_a_worker_it_says_what_it_waits_for(launch: Starter, shop: Shop)
     launch("worker", "shop:app")
     assert asking.wait() == 0, asking.said
     assert asking.stdout == ["3"]
+
+
+def test_without_a_worker_the_last_published_status_is_shown(
+    launch: Starter, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect, "STATUS_SECONDS", 0.1)
+    worker = launch("worker", "shop:app")
+    worker.wait_for("Serving", stream="stderr")
+    follower = launch("start", "fulfil", '"o-1"', "--id", "left", "--wait")
+    follower.wait_for("waiting on signal approved", stream="stderr")
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    shown = sf(shop, "status", "left")
+    assert "state       running" in shown.stdout and "waiting on  signal approved" in shown.stdout
+    assert shown.stderr.startswith("No worker of app shop answered within 0.1 s: this is the last published status of")
+    asked = sf(shop, "status", "left", "--json")
+    assert (data(asked)["state"], data(asked)["answered"]) == ("running", False) and asked.stderr == shown.stderr
+    unknown = sf(shop, "status", "unknown", code=1)
+    assert unknown.stdout == "" and unknown.stderr.count("\n") == 1
+    assert "no worker answered for run unknown within 0.1 s, and no status of it is published" in unknown.stderr
 
 
 def test_a_log_that_does_not_exist_is_one_line(shop: Shop) -> None:
