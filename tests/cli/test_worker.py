@@ -92,6 +92,8 @@ def test_a_step_worker_serves_its_queues_and_owns_nothing(launch: Starter, shop:
         (["shop"], "MODULE:APP"),
         (["shop:app", "--max-parallel-steps", "0"], "--max-parallel-steps"),
         (["shop:app", "--url", "memory://"], "inside one process"),
+        (["shop:app", "--url", "postgres://x"], "must start with sqlite://"),
+        (["shop:app", "--processes", "2", "--url", "kafka://x:y"], "expected HOST:PORT of a broker, found 'x:y'"),
         ([], "Missing argument 'MODULE:APP'"),
     ],
 )
@@ -113,7 +115,6 @@ def test_a_module_that_fails_keeps_its_traceback(shop: Shop) -> None:
     [
         (["--no-create-topics"], "shop.db"),
         (["--url", "sqlite:///no/such/folder/shop.db"], "no/such/folder"),
-        (["--url", "postgres://x"], "sqlite://"),
     ],
 )
 def test_a_log_that_cannot_be_opened_is_one_line(shop: Shop, args: list[str], said: str) -> None:
