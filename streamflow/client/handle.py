@@ -115,6 +115,7 @@ class Handle(Generic[T_co]):
         self._app = app
         self._signature = signature
         self._interest: Interest = statuses.interest(id)
+        self._attached = False
         # What is known of an earlier run of the id must not be taken for the one that this handle is for.
         self._must_ask = must_ask or self._interest.record is not None
         self._since: tuple[int, int] = (0, 0)
@@ -124,6 +125,11 @@ class Handle(Generic[T_co]):
     def id(self) -> str:
         """The workflow id."""
         return self._id
+
+    @property
+    def attached(self) -> bool:
+        """Whether the start that gave this handle found the run there already, and so started nothing."""
+        return self._attached
 
     def __repr__(self) -> str:
         return f"<run {self._id}>"

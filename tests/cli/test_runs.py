@@ -81,7 +81,9 @@ def test_a_run_from_start_to_cleanup(served: Shop, id: str) -> None:
 
 
 def test_json_everywhere(served: Shop, id: str) -> None:
-    assert data(sf(served, "start", "fulfil", '"o-1"', "--id", id, "--json")) == {"id": id, "workflow": "fulfil"}
+    started = {"id": id, "workflow": "fulfil", "attached": False}
+    assert data(sf(served, "start", "fulfil", '"o-1"', "--id", id, "--json")) == started
+    assert data(sf(served, "start", "fulfil", '"o-1"', "--id", id, "--json")) == started | {"attached": True}
     follower = Process(served.folder, "watch", id, "--json", env=served.env)
     follower.wait_for("signal approved")
     assert data(sf(served, "signal", id, "approved", "--json")) == {"id": id, "signal": "approved", "accepted": True}
@@ -183,7 +185,8 @@ def test_when_and_whether_to_start(served: Shop, id: str) -> None:
     status = sf(served, "status", id).stdout
     assert "scheduled" in status and "start until 2" in status and ("(in 1 h)" in status or "(in 59 min" in status)
     assert id in sf(served, "start", "add", "1", "1", "--id", id, "--if-exists", "error", code=1).stderr
-    sf(served, "start", "add", "1", "1", "--id", id)  # attaches
+    attached = sf(served, "start", "add", "1", "1", "--id", id)
+    assert attached.stdout == f"{id}\n" and f"Run {id} exists already: attached to it" in attached.stderr
     sf(served, "start", "add", "1", "1", "--id", f"{id}-at", "--at", "2099-01-01T00:00:00+02:00")
     assert "2098-12-31T22:00:00" in sf(served, "status", f"{id}-at").stdout
     sf(served, "start", "patient", "3600", "--id", f"{id}-limit", "--timeout", "50ms", "--wait", code=1)

@@ -122,8 +122,10 @@ def test_attaching_to_a_closed_run_gives_its_result():
         await (await client.start(fulfil, "o", id="a")).signal("end", {"total": 3})
         gc.collect()
         handle = await client.start(fulfil, "o", id="a")
+        assert handle.attached and not client.handle("a").attached
         assert await handle.result(10) == Receipt(3)
         assert queries(owner) == 1
+        assert not (await client.start(fulfil, "o", id="a", if_exists="restart")).attached
 
     run(test)
 
