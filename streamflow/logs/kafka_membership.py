@@ -25,9 +25,9 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, To
 from streamflow.errors import CorruptLog, StreamflowError, Unavailable
 from streamflow.logs.groups import Share
 from streamflow.logs.kafka_access import DENIED, denied
-from streamflow.logs.kafka_patience import patiently
+from streamflow.logs.kafka_patience import failed, patiently
 from streamflow.logs.kafka_reading import make_consumer
-from streamflow.logs.kafka_url import KafkaUrl, unreachable
+from streamflow.logs.kafka_url import KafkaUrl
 
 log_ = logging.getLogger("streamflow.logs")
 
@@ -299,7 +299,7 @@ class KafkaMembership:
     def _cannot_join(self, error: KafkaError) -> StreamflowError:
         if error.code() in DENIED:
             return denied(self._url.url, f"group {self._group.name} cannot be used ({error.str()})")
-        return unreachable(self._url.url, error.str())
+        return failed(self._url, error, f"group {self._group.name}")
 
     def _answer(self) -> None:
         """Commit for those who ask: the group takes a commit only of a member that it knows, in its present shape."""

@@ -229,6 +229,14 @@ def unreachable(url: str, error: object) -> Unavailable:
     )
 
 
+def answered(url: str, error: object) -> Unavailable:
+    """The cluster did answer, with an error."""
+    return Unavailable(
+        f"{url}: the Kafka cluster answered with an error ({error}): try again, since most pass while it is being "
+        f"rearranged; of one that stays the broker's own log has the cause"
+    )
+
+
 def refused(url: KafkaUrl, error: Exception) -> NoReturn:
     """A librdkafka client could not be made: a setting that it does not know, or a value that it does not take."""
     found = error.args[0] if error.args else error
