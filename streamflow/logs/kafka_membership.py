@@ -92,6 +92,11 @@ class KafkaMembership:
         self._thread = threading.Thread(target=self._serve, name=f"streamflow-kafka-group-{owner}", daemon=True)
         self._thread.start()
 
+    @property
+    def has_left(self) -> bool:
+        """Whether it has ended and nothing of it is left to wait for."""
+        return self._left.done()
+
     async def joined(self) -> None:
         """Wait until this is a member. Raises `CorruptLog` when the group's offsets carry another note.
 
