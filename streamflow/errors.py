@@ -9,6 +9,7 @@
     │   └── SignalError          .name .error
     ├── RequestError             the caller asked for something that cannot be: fix the call
     │   ├── InvalidArguments
+    │   │   └── InvalidUrl       of a log, or of what its options name
     │   ├── WorkflowNotFound
     │   ├── WorkflowExists
     │   ├── CommandRejected
@@ -116,6 +117,10 @@ class RequestError(StreamflowError):
 
 class InvalidArguments(RequestError):
     """A value does not fit its annotation, or an option is out of range."""
+
+
+class InvalidUrl(InvalidArguments):
+    """The URL of a log cannot be used, or a setting in it cannot, whatever the log holds."""
 
 
 class WorkflowNotFound(RequestError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from streamflow.cli.output import Cell, Output
+from streamflow.errors import InvalidUrl, StreamflowError
 
 if TYPE_CHECKING:
     from streamflow.cli.bench_stand import Figures
@@ -30,6 +31,11 @@ def _parse_names(ctx: click.Context, param: click.Parameter, value: str | None) 
     if unknown:
         raise click.BadParameter(f"no workload {', '.join(unknown)}: choose of {','.join(NAMES)}", ctx, param)
     return names
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
 
 
 @click.command()
@@ -76,12 +82,9 @@ def bench(
     from streamflow.cli.bench_machine import describe
     from streamflow.cli.bench_workloads import WORKLOADS
     from streamflow.cli.worker_process import Workers
-    from streamflow.errors import StreamflowError
 
     output = Output(as_json=as_json)
-    if profile is not None:
-        profile.mkdir(parents=True, exist_ok=True)
-        profile = profile.resolve()
+    profile = None if profile is None else _made(profile)
     with _temporary(parent) as folder:
         machine = describe(Path(folder))
     if url is not None and url.startswith("kafka://"):
@@ -98,6 +101,8 @@ def bench(
             try:
                 with _temporary(parent) as folder, Workers() as workers:
                     figures = _measure(WORKLOADS[name], Path(folder), url, scale, workers, stats)
+            except InvalidUrl:
+                raise
             except StreamflowError as error:
                 # The others are worth measuring; this one has no figures any more, since medians need all.
                 failures.append(f"{name}, repetition {repetition}: {error}")

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from streamflow.cli import views
 from streamflow.cli.output import Output
 from streamflow.cli.session import Session, connected
+from streamflow.cli.words import safe
+from streamflow.errors import Unavailable
+
+if TYPE_CHECKING:
+    from streamflow import RunStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 STATES: Final = ("scheduled", "running", "paused", "blocked", "completed", "failed", "cancelled", "terminated")
 PAGE: Final = 100
 PAGE_MAX: Final = 1000
+
+STATUS_SECONDS: Final = 5.0
+"""How long `status` waits for a worker before it shows what was published last: longer than an answer takes under load,
+shorter than people wait. A worker that restores much answers later, and then the published status is as good."""
 
 
 def _paged(default_order: str) -> Callable[[F], F]:
@@ -53,18 +64,42 @@ def _say_more(output: Output, cursor: str | None) -> None:
 async def status(session: Session, id: str, traceback: bool) -> None:
     """Show where a run stands and what it waits for.
 
+    The worker that owns the run is asked. When none answers, the last published status is shown: stderr says so, and in
+    JSON "answered" is false.
+
     \b
     Example:
       streamflow status order-1 --app shop
       streamflow status order-1 --app shop --json | jq -r .state
     """
-    found = await session.answer(session.handle(id).status())
+    found, answered = await session.answer(_status(session, id))
+    if not answered:
+        session.output.say(
+            f"No worker of app {session.app} answered within {STATUS_SECONDS:g} s: this is the last published status "
+            f"of {safe(id)}, and nothing moves until one runs (streamflow worker MODULE:APP)"
+        )
     if session.output.as_json:
-        session.output.document(found)
+        session.output.document(asdict(found) | {"answered": answered})
         return
     session.output.fields(views.status_rows(found, session.clock()))
     if traceback and found.error is not None and found.error.traceback:
         session.output.text(views.traceback_text(found.error))
+
+
+async def _status(session: Session, id: str) -> tuple[RunStatus, bool]:
+    """The status, and whether a worker gave it; else it is the one that was published last."""
+    handle = session.handle(id)
+    try:
+        async with asyncio.timeout(STATUS_SECONDS):
+            return await handle.status(), True
+    except TimeoutError:
+        published = await handle.published()
+    if published is None:
+        raise Unavailable(
+            f"no worker answered for run {id} within {STATUS_SECONDS:g} s, and no status of it is published: check the "
+            f"id, and whether a worker for app {session.app} is running on {session.place}"
+        )
+    return published, False
 
 
 @click.command("steps", short_help="Show the steps of a run.")

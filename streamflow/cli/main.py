@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from streamflow.errors import StreamflowError
+from streamflow.errors import InvalidUrl, StreamflowError
 
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as shells report it."""
@@ -94,7 +94,9 @@ class LazyGroup(click.Group):
         except StreamflowError as error:
             from streamflow.cli.words import one_line
 
-            raise click.ClickException(one_line(str(error))) from error
+            # Wherever a URL comes from and whoever takes it apart, librdkafka included: a wrong one is a wrong call.
+            failure = click.UsageError if isinstance(error, InvalidUrl) else click.ClickException
+            raise failure(one_line(str(error))) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 

@@ -47,6 +47,7 @@ async def start(
 ) -> int:
     """Start a run of WORKFLOW and print its id. Each argument is one JSON value; - reads it from stdin.
 
+    When the run exists already, stderr says that nothing was started, and in JSON "attached" is true.
     With --json and --wait each change of the run is printed, as `watch` does.
 
     \b
@@ -62,9 +63,11 @@ async def start(
     handle = await session.answer(
         session.client.start(workflow, *args, id=id, delay=delay, at=at, timeout=timeout, if_exists=if_exists)
     )
+    if handle.attached:
+        output.say(f"Run {safe(handle.id)} exists already: attached to it; nothing was started.")
     if not wait:
         if output.as_json:
-            output.document({"id": handle.id, "workflow": workflow})
+            output.document({"id": handle.id, "workflow": workflow, "attached": handle.attached})
         else:
             output.text(safe(handle.id))
             output.hint(f"Follow it with: streamflow watch {safe(handle.id)} --app {session.app}")

@@ -95,7 +95,7 @@ def _name_of(app: str) -> str:
 @click.option(
     "--replication",
     type=click.IntRange(1, REPLICATION_MAX),
-    help="Copies of each record.  [default: 3, or as many as there are brokers]",
+    help="Copies of each record, of topics that are made now.  [default: 3, or as many as there are brokers]",
 )
 @click.option("--acls", is_flag=True, help="Print the commands that grant each role its rights; create nothing.")
 @click.option("--role", "roles", type=click.Choice(ROLES), multiple=True, help="With --acls: only this role's.")
@@ -134,6 +134,7 @@ def create(
         raise click.UsageError("--role and --principal go with --acls", click.get_current_context(silent=True))
     connection = _connect(url, app, partitions=partitions, replication=replication)
     made, found = asyncio.run(_make(connection))
+    _say_kept_copies(output, connection, [found[topic] for topic in found if topic not in made])
     if as_json:
         output.document({
             "app": connection.app,
@@ -157,6 +158,17 @@ async def _make(connection: Topics) -> tuple[list[str], dict[str, Described]]:
     before = await connection.ids()
     _, found = await connection.open(create=True)
     return [topic for topic in TOPICS if topic not in before], found
+
+
+def _say_kept_copies(output: Output, connection: Topics, kept: Sequence[Described]) -> None:
+    """Topics that exist keep the copies that they have, whatever was asked for: moving data is the operator's to do."""
+    wanted = connection.url.replication
+    others = [f"{topic.name} ({topic.replication})" for topic in kept if wanted not in (None, topic.replication)]
+    if others:
+        output.say(
+            f"Not changed to {wanted} {'copy' if wanted == 1 else 'copies'} of each record, since they exist: "
+            f"{', '.join(others)}. kafka-reassign-partitions.sh changes it"
+        )
 
 
 def _print_acls(output: Output, url: KafkaUrl, app: str, roles: Sequence[str], principals: Sequence[str]) -> None:

@@ -117,6 +117,8 @@ def worker(
     app = load_app(spec)
     _log_to_stderr(log_level.upper())
     _check_ports(metrics_port, processes)
+    if not stop_with_stdin:  # a parent has said it already
+        _check_queues(app, queues, Output(as_json=as_json))
     if processes > 1:
         from streamflow.cli.worker_fleet import serve_all
 
@@ -160,6 +162,27 @@ def _check_ports(first: int | None, processes: int) -> None:
             f"{processes} processes need the ports {first} to {last}, and {PORT_MAX} is the last: choose a lower one",
             param_hint="--metrics-port",
         )
+
+
+def _check_queues(app: App, queues: Sequence[str], output: Output) -> None:
+    """Refuse what can run nothing, and warn of queues that may be typing errors, before topics are made for them.
+
+    No more than a warning: a call may name any queue with `options(queue=…)`, which nobody knows before it is made.
+    """
+    if queues and not app.steps:
+        raise click.BadParameter(
+            f"app {app.name} has no steps, and a step worker runs nothing else: name the app that has them, or leave "
+            f"--queue out",
+            param_hint="--queue",
+        )
+    named = sorted({step.queue for step in app.steps.values() if step.queue is not None})
+    for queue in queues:
+        if queue not in named:
+            output.say(
+                f"Warning: no step of app {app.name} names the queue {queue}; its steps name "
+                f"{', '.join(named) or 'none'}. This worker gets only what calls put there with options(queue="
+                f"{queue!r}): is it a typing error?"
+            )
 
 
 def _queue_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from streamflow.client.statuses import Statuses
 from streamflow.codec.payload import encode_value
 from streamflow.codec.registry import Schemas
 from streamflow.config import LIMITS, Limits
-from streamflow.core.commands import IfExists, Query, StartWorkflow
+from streamflow.core.commands import ATTACHED, IfExists, Query, StartWorkflow
 from streamflow.core.retry import Duration
 from streamflow.errors import InvalidArguments, StreamflowError
 from streamflow.ids import check_id, partition_of
@@ -145,7 +145,8 @@ class Client:
             signature=None if definition is None else definition.signature,
             must_ask=if_exists == "restart",
         )
-        await self._requests.ask(workflow_id, partition, body)
+        answer = await self._requests.ask(workflow_id, partition, body)
+        handle._attached = answer == ATTACHED
         return handle
 
     @overload

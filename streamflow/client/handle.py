@@ -115,6 +115,7 @@ class Handle(Generic[T_co]):
         self._app = app
         self._signature = signature
         self._interest: Interest = statuses.interest(id)
+        self._attached = False
         # What is known of an earlier run of the id must not be taken for the one that this handle is for.
         self._must_ask = must_ask or self._interest.record is not None
         self._since: tuple[int, int] = (0, 0)
@@ -124,6 +125,11 @@ class Handle(Generic[T_co]):
     def id(self) -> str:
         """The workflow id."""
         return self._id
+
+    @property
+    def attached(self) -> bool:
+        """Whether the start that gave this handle found the run there already, and so started nothing."""
+        return self._attached
 
     def __repr__(self) -> str:
         return f"<run {self._id}>"
@@ -152,6 +158,11 @@ class Handle(Generic[T_co]):
     async def status(self) -> RunStatus:
         """The run as its partition's owner knows it now."""
         return status_view(await self._learn())
+
+    async def published(self) -> RunStatus | None:
+        """The run as its last published status has it, for when no worker lives to ask; None where there is none."""
+        record = await self._statuses.published(self._id, self._partition)
+        return None if record is None else status_view(record)
 
     def watch(self) -> Changes:
         """The status now, then each change, until the run is closed; survives restarts of the workers.

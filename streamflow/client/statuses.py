@@ -6,6 +6,7 @@ Rules of this file:
 - A status is kept only for ids that some handle is alive for; a handle that nobody holds leaves nothing behind.
 - Statuses of a run are ordered by (created_at, run, turn): whatever way one comes, an older one never replaces a newer.
   Turns restart from 1 when a run is cleaned up and its id used again; the creation then tells which is newer.
+- What was published before the client began is read only where nobody answers (`published`): one pass, one record kept.
 - A tombstone only says that a run was deleted once. Whether it still is, the partition's owner knows.
 """
 
@@ -28,6 +29,9 @@ from streamflow.logs.base import STATUS, Log, Record
 
 FEED_STATUSES_MAX: Final = 256
 """Statuses kept for one watcher that is slower than its run; beyond it the oldest are skipped, never the last."""
+
+PUBLISHED_SECONDS: Final = 30.0
+"""How long the topic may be read for the last status of one run: it is as large as the runs that are kept."""
 
 Position = tuple[int, int, int]
 
@@ -151,6 +155,34 @@ class Statuses:
             finally:
                 opening.set_result(None)
                 del self._opening[partition]
+
+    async def published(self, workflow_id: str, partition: int) -> StatusRecord | None:
+        """The last status of the run that the topic holds now; None without any, or when the run was deleted since.
+
+        Reads the partition once up to its present end, and keeps of it no more than one record.
+        """
+        about = f"{place(self._log)}: the last published status of run {workflow_id}"
+        try:
+            async with asyncio.timeout(PUBLISHED_SECONDS):
+                found = await self._last(workflow_id.encode(), partition)
+                return None if found is None or found.value is None else await self._decoded(found)
+        except DecodeError as error:
+            raise Unavailable(f"{about} cannot be read: {error}") from None
+        except TimeoutError:
+            raise Unavailable(
+                f"{about} was not found within {PUBLISHED_SECONDS:g} s: start a worker, which knows it at once"
+            ) from None
+
+    async def _last(self, key: bytes, partition: int) -> Record | None:
+        """The newest record of the key; whoever derives statuses again does so in order, so it is the last one."""
+        found: Record | None = None
+        offset, end = 0, await self._log.end_offset(STATUS, partition)
+        while offset < end and (batch := await self._log.read(STATUS, partition, offset)):
+            for record in batch:
+                if record.key == key:
+                    found = record
+            offset = batch[-1].offset + 1
+        return found
 
     async def close(self, why: str) -> None:
         """Stop following; whoever still waits gets `Unavailable` saying why."""

@@ -17,7 +17,7 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_ope
 
 from streamflow.codec.envelope import Schema
 from streamflow.codec.registry import COMPATIBILITY, RegistryRefused, RegistrySettings
-from streamflow.errors import InvalidArguments, Unavailable
+from streamflow.errors import InvalidUrl, Unavailable
 
 ANSWER_SECONDS: Final = 5.0
 """How long a registry may be silent. It serves schemas from memory, in milliseconds."""
@@ -43,7 +43,7 @@ class RegistryClient:
         try:
             context = ssl.create_default_context(cafile=settings.ca)
         except OSError as error:
-            raise InvalidArguments(f"schema.registry.ssl.ca.location={settings.ca} cannot be used: {error}") from None
+            raise InvalidUrl(f"schema.registry.ssl.ca.location={settings.ca} cannot be used: {error}") from None
         # Credentials are sent to where the URL says, and nowhere else.
         self._opener = build_opener(HTTPSHandler(context=context), _NoRedirects())
 

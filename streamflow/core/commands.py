@@ -6,13 +6,16 @@ bytes. Every field but the ones that a plain producer must know has a default.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
 from streamflow.errors import ErrorInfo
 
 IfExists: TypeAlias = Literal["attach", "error", "restart"]
+ATTACHED: Final = b'{"attached":true}'
+"""The value of the answer to a start that found its run there already; that of one that started it is null."""
+
 TimerKind: TypeAlias = Literal["start", "deadline", "sleep", "step", "retention"]
 
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from streamflow.core.commands import (
+    ATTACHED,
     CancelWorkflow,
     CleanupWorkflow,
     Command,
@@ -149,7 +150,7 @@ class Inputs:
                     f"run {run.workflow_id} exists already, {run.state}: choose another id, or if_exists='attach'",
                 )
             if body.if_exists != "restart" or not run.is_closed:
-                return b"null"
+                return ATTACHED
         if self.code_of(body.workflow) is None:
             return Rejected(
                 "WorkflowNotFound",

@@ -283,6 +283,7 @@ class KafkaLog:
         group = Group(self._url, name, self._topics.name(topic), self._partitions, note)
         self._check_open()
         member = KafkaMembership(group, owner, instance)
+        self._members = [other for other in self._members if not other.has_left]
         self._members.append(member)  # before it has joined: `close` ends it in any case
         await member.joined()
         self._check_open()

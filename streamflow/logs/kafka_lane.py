@@ -114,8 +114,9 @@ class Lane:
         """Forget what is not acknowledged, and end. What is under way may still reach the log."""
         if not self.dropped:
             self.dropped = True
+            if not self._ending.is_set():  # else the thread may have let go of it already
+                self._producer.purge()
             self._ending.set()
-            self._producer.purge()
 
     def close(self) -> None:
         """End once all is acknowledged; `closed` is done then."""

@@ -25,9 +25,9 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, To
 from streamflow.errors import CorruptLog, StreamflowError, Unavailable
 from streamflow.logs.groups import Share
 from streamflow.logs.kafka_access import DENIED, denied
-from streamflow.logs.kafka_patience import patiently
+from streamflow.logs.kafka_patience import failed, patiently
 from streamflow.logs.kafka_reading import make_consumer
-from streamflow.logs.kafka_url import KafkaUrl, unreachable
+from streamflow.logs.kafka_url import KafkaUrl
 
 log_ = logging.getLogger("streamflow.logs")
 
@@ -91,6 +91,11 @@ class KafkaMembership:
         self._joined: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._serve, name=f"streamflow-kafka-group-{owner}", daemon=True)
         self._thread.start()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it has ended and nothing of it is left to wait for."""
+        return self._left.done()
 
     async def joined(self) -> None:
         """Wait until this is a member. Raises `CorruptLog` when the group's offsets carry another note.
@@ -299,7 +304,7 @@ class KafkaMembership:
     def _cannot_join(self, error: KafkaError) -> StreamflowError:
         if error.code() in DENIED:
             return denied(self._url.url, f"group {self._group.name} cannot be used ({error.str()})")
-        return unreachable(self._url.url, error.str())
+        return failed(self._url, error, f"group {self._group.name}")
 
     def _answer(self) -> None:
         """Commit for those who ask: the group takes a commit only of a member that it knows, in its present shape."""

@@ -16,9 +16,9 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from streamflow.logs.base import HISTORY
 from streamflow.logs.checks import closed
-from streamflow.logs.kafka_patience import patiently
+from streamflow.logs.kafka_patience import failed, patiently
 from streamflow.logs.kafka_reading import make_consumer
-from streamflow.logs.kafka_url import KafkaUrl, unreachable
+from streamflow.logs.kafka_url import KafkaUrl
 
 log_ = logging.getLogger("streamflow.logs")
 
@@ -71,7 +71,7 @@ class PublishedOffsets:
 
         (found,) = patiently(self._url, ask, about=f"group {self._group}, which has the published offsets,")
         if found.error is not None:
-            raise unreachable(self._url.url, found.error.str())
+            raise failed(self._url, found.error, f"group {self._group}")
         return max(0, found.offset)
 
     async def _commit_later(self) -> None:

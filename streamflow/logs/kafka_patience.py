@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from streamflow.errors import Unavailable
 from streamflow.logs.kafka_access import DENIED, denied
-from streamflow.logs.kafka_url import KafkaUrl, unreachable
+from streamflow.logs.kafka_url import KafkaUrl, answered, unreachable
 
 READ_SECONDS: Final = 30.0
 """How long the cluster may take to answer a question before it counts as `Unavailable`; its asker then tries again."""
@@ -38,14 +38,32 @@ UNKNOWN: Final = frozenset({
 })  # fmt: skip
 """There is no such topic."""
 
+UNHEARD: Final = frozenset({
+    KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM, KafkaError.ILLEGAL_SASL_STATE,
+})  # fmt: skip
+"""Answers to who asks, not to what was asked: the security settings do not fit."""
+
 _T = TypeVar("_T")
+
+
+def failed(url: KafkaUrl, error: KafkaError, about: str = "") -> Unavailable:
+    """The error of a call: what the cluster answered, or that it did not."""
+    text = f"{about}: {error.str()}" if about else error.str()
+    return answered(url.url, text) if is_an_answer(error) else unreachable(url.url, text)
+
+
+def is_an_answer(error: KafkaError) -> bool:
+    """Whether a broker said so; the names below its own are librdkafka's, but for a topic that the cluster lacks."""
+    if error.code() in UNHEARD:
+        return False
+    return error.code() >= KafkaError.UNKNOWN or error.code() in UNKNOWN
 
 
 def patiently(url: KafkaUrl, ask: Callable[[float], _T | None], *, about: str) -> _T:
     """The answer of `ask(seconds)`; raises `Unavailable` when there is none within `READ_SECONDS`. Blocks."""
     began = time.monotonic()
     deadline = began + READ_SECONDS
-    found = "no answer"
+    found: KafkaError | None = None
     while (left := deadline - time.monotonic()) > 0:
         try:
             answer = ask(min(left, QUESTION_SECONDS))
@@ -59,10 +77,12 @@ def patiently(url: KafkaUrl, ask: Callable[[float], _T | None], *, about: str) -
             if reason.code() in DENIED:
                 raise denied(url.url, f"{about} cannot be used ({reason.str()})") from None
             if reason.code() in REFUSED:
-                raise unreachable(url.url, f"{about}: {reason.str()}") from None
-            found = reason.str()
+                raise failed(url, reason, about) from None
+            found = reason
         else:
             if answer is not None:
                 return answer
         time.sleep(AGAIN_SECONDS)
-    raise unreachable(url.url, f"{about}: {found} within {READ_SECONDS:g} s")
+    if found is not None:
+        raise failed(url, found, f"{about}, for {READ_SECONDS:g} s")
+    raise unreachable(url.url, f"{about}: no answer within {READ_SECONDS:g} s")

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from streamflow.logs.base import Record
 from streamflow.logs.checks import closed
 from streamflow.logs.kafka_access import DENIED, denied
-from streamflow.logs.kafka_patience import READ_SECONDS, UNKNOWN, patiently
+from streamflow.logs.kafka_patience import READ_SECONDS, UNKNOWN, failed, patiently
 from streamflow.logs.kafka_talk import talk
 from streamflow.logs.kafka_url import KafkaUrl, refused, unreachable
 
@@ -122,7 +122,7 @@ class _Reader:
                 elif error.code() in DENIED:
                     raise denied(self.url.url, f"topic {topic} cannot be read ({error.str()})")
                 elif error.code() in UNKNOWN:
-                    raise unreachable(self.url.url, f"topic {topic}: {error.str()}")
+                    raise failed(self.url, error, f"topic {topic}")
             found = records_of(messages)
             if found:
                 records += found
@@ -175,7 +175,7 @@ class Reading:
 
         (place,) = patiently(self._url, ask, about=f"topic {topic}")
         if place.error is not None:
-            raise unreachable(self._url.url, place.error.str())
+            raise failed(self._url, place.error, f"topic {topic}")
         return end if place.offset < 0 else max(start, min(place.offset, end))
 
     def _read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:

@@ -29,8 +29,9 @@ from streamflow.errors import InvalidArguments, StreamflowError
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, STEPS_PREFIX, TIMERS, TOPICS
 from streamflow.logs.checks import no_app, wrong_partitions
 from streamflow.logs.kafka_access import COMMAND_CONFIG, DENIED, denied
+from streamflow.logs.kafka_patience import failed, is_an_answer
 from streamflow.logs.kafka_talk import talk
-from streamflow.logs.kafka_url import KafkaUrl, refused, unreachable
+from streamflow.logs.kafka_url import KafkaUrl, answered, refused, unreachable
 
 log_ = logging.getLogger("streamflow.logs")
 
@@ -185,7 +186,13 @@ class Topics:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self._said = text
 
-    def _unreachable(self, text: str) -> StreamflowError:
+    def _unavailable(self, error: KafkaException, about: str = "") -> StreamflowError:
+        """What the cluster answered; where it did not, with what is known of why."""
+        found = error.args[0]
+        assert isinstance(found, KafkaError), found
+        if is_an_answer(found):
+            return failed(self.url, found, about)
+        text = f"{about}: {found.str()}" if about else found.str()
         return unreachable(self.url.url, f"{text}: {self._said}" if self._said else text)
 
     def name(self, topic: str) -> str:
@@ -256,7 +263,7 @@ class Topics:
                     raise unreachable(self.url.url, self._hopeless)
             described = asked.result()
         except KafkaException as error:
-            raise self._unreachable(_text(error)) from None
+            raise self._unavailable(error) from None
         return str(described.cluster_id), len(described.nodes)
 
     def create(self, topics: Sequence[str], partitions: int, replication: int) -> None:
@@ -286,7 +293,7 @@ class Topics:
         while len(found := self.describe(topics, settings=True)) < len(topics):
             if time.monotonic() > deadline:
                 missing = ", ".join(self.name(topic) for topic in topics if topic not in found)
-                raise unreachable(self.url.url, f"new topics do not appear: {missing}")
+                raise answered(self.url.url, f"new topics do not appear: {missing}")
             time.sleep(RETRY_SECONDS)
         return found
 
@@ -297,7 +304,7 @@ class Topics:
         try:
             futures = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=ADMIN_SECONDS)
         except KafkaException as error:
-            raise self._unreachable(_text(error)) from None
+            raise self._unavailable(error) from None
         for name, future in futures.items():
             try:
                 topic = future.result()
@@ -328,7 +335,7 @@ class Topics:
         try:
             known = self._admin.list_topics(timeout=ADMIN_SECONDS).topics
         except KafkaException as error:
-            raise self._unreachable(_text(error)) from None
+            raise self._unavailable(error) from None
         return sorted(name.removeprefix(f"{self.app}.") for name in known if name.startswith(prefix))
 
     def offsets(self, found: Mapping[str, Described]) -> dict[str, tuple[list[int], list[int]]]:
@@ -368,7 +375,7 @@ class Topics:
         if code in (KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_PARTITIONS, KafkaError.INVALID_CONFIG,
                     KafkaError.POLICY_VIOLATION):  # fmt: skip
             return InvalidArguments(f"{self.url.url}: {what}: {error.args[0].str()}")
-        return self._unreachable(f"{what}: {_text(error)}")
+        return self._unavailable(error, what)
 
     def delete(self) -> None:
         """Delete all topics of the app, step queues included, with all that is in them. Blocks."""
@@ -401,8 +408,3 @@ class Topics:
                 raise self._failed(f"{topic}[{partition}] cannot be trimmed to {offset}", error) from None
 
         return await asyncio.to_thread(delete)
-
-
-def _text(error: KafkaException) -> str:
-    found = error.args[0]
-    return found.str() if isinstance(found, KafkaError) else str(found)

@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, urlsplit
 
 from streamflow.codec.registry import RegistrySettings
-from streamflow.errors import InvalidArguments, StreamflowError, Unavailable
+from streamflow.errors import InvalidUrl, StreamflowError, Unavailable
 
 PORT_DEFAULT: Final = 9092
 PARTITIONS_MAX: Final = 1_000
@@ -119,17 +119,15 @@ def parse_kafka(url: str, partitions: int | None = None) -> KafkaUrl:
     """Take a Kafka URL apart; `partitions` is the caller's wish, which the URL must not contradict."""
     # First of all, since a password may stand there; then nothing of the URL is shown.
     if "@" in url.partition("?")[0]:
-        raise InvalidArguments(
-            "kafka://…: a kafka URL holds no user: write ?sasl.username=NAME&sasl.password.env=VARIABLE"
-        )
+        raise InvalidUrl("kafka://…: a kafka URL holds no user: write ?sasl.username=NAME&sasl.password.env=VARIABLE")
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise InvalidArguments("kafka://…: expected kafka://HOST:PORT,HOST:PORT, found no valid address") from None
+        raise InvalidUrl("kafka://…: expected kafka://HOST:PORT,HOST:PORT, found no valid address") from None
     options = parse_qsl(parts.query, keep_blank_values=True)
     shown = _shown(parts.netloc, options)
     if parts.fragment or parts.path.strip("/"):
-        raise InvalidArguments(
+        raise InvalidUrl(
             f"{shown}: a kafka URL is kafka://HOST:PORT,HOST:PORT?setting=value, without a path or #: in a value write "
             f"# as %23"
         )
@@ -139,13 +137,13 @@ def parse_kafka(url: str, partitions: int | None = None) -> KafkaUrl:
         if source in ("env", "file") and base and name not in FILES:
             name, value = base, _secret(shown, base, source, value)
         if name in KEPT:
-            raise InvalidArguments(f"{shown}: {name} is set by streamflow itself, order and fence rest on it: drop it")
+            raise InvalidUrl(f"{shown}: {name} is set by streamflow itself, order and fence rest on it: drop it")
         if name in settings:
-            raise InvalidArguments(f"{shown}: {name} is given twice: drop one of them")
+            raise InvalidUrl(f"{shown}: {name} is given twice: drop one of them")
         settings[name] = value
     wanted = _whole(shown, "partitions", settings.pop("partitions", None), PARTITIONS_MAX)
     if None not in (wanted, partitions) and wanted != partitions:
-        raise InvalidArguments(f"{shown}: the URL says partitions={wanted}, the caller {partitions}: drop one of them")
+        raise InvalidUrl(f"{shown}: the URL says partitions={wanted}, the caller {partitions}: drop one of them")
     registry = {ours: str(settings.pop(name)) for name, ours in REGISTRY.items() if name in settings}
     return KafkaUrl(
         url=shown,
@@ -162,14 +160,14 @@ def _registry(shown: str, urls: str = "", **more: str) -> RegistrySettings:
     for url in found:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-            raise InvalidArguments(  # without the URL: there may be a password in it
+            raise InvalidUrl(  # without the URL: there may be a password in it
                 "kafka://…: schema.registry.url must be http(s)://HOST:PORT/PATH without a user, whose name and "
                 "password go into basic.auth.user.info.env"
             )
     if not found:
-        raise InvalidArguments(f"{shown}: settings of a schema registry, but no schema.registry.url: add it")
+        raise InvalidUrl(f"{shown}: settings of a schema registry, but no schema.registry.url: add it")
     if len(more.keys() & {"user_info", "token"}) > 1:
-        raise InvalidArguments(f"{shown}: basic.auth.user.info and bearer.auth.token are given: drop one of them")
+        raise InvalidUrl(f"{shown}: basic.auth.user.info and bearer.auth.token are given: drop one of them")
     return RegistrySettings(found, **more)
 
 
@@ -178,7 +176,7 @@ def _address(shown: str, address: str) -> str:
     if not colon:
         host, port = address, str(PORT_DEFAULT)
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InvalidArguments(f"{shown}: expected HOST:PORT of a broker, found {address!r}")
+        raise InvalidUrl(f"{shown}: expected HOST:PORT of a broker, found {address!r}")
     return f"{host}:{port}"
 
 
@@ -201,16 +199,16 @@ def _secret(shown: str, name: str, source: str, value: str) -> str:
         found = os.environ.get(value)
         if not found:
             what = "not set" if found is None else "empty"
-            raise InvalidArguments(f"{shown}: {name}.env: the environment variable {variable} is {what}: set it")
+            raise InvalidUrl(f"{shown}: {name}.env: the environment variable {variable} is {what}: set it")
         return found
     try:
         text = Path(value).read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
-        raise InvalidArguments(f"{shown}: {name}.file cannot be read: {error.strerror}: {value}") from None
+        raise InvalidUrl(f"{shown}: {name}.file cannot be read: {error.strerror}: {value}") from None
     except ValueError:
-        raise InvalidArguments(f"{shown}: {name}.file holds no text in UTF-8: {value!r}") from None
+        raise InvalidUrl(f"{shown}: {name}.file holds no text in UTF-8: {value!r}") from None
     if not text:
-        raise InvalidArguments(f"{shown}: {name}.file is empty: {value}")
+        raise InvalidUrl(f"{shown}: {name}.file is empty: {value}")
     return text
 
 
@@ -219,7 +217,7 @@ def _whole(shown: str, name: str, found: object, most: int) -> int | None:
         return None
     text = str(found)
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
-        raise InvalidArguments(f"{shown}: {name} must be a whole number of 1 to {most:,}, found {text!r}")
+        raise InvalidUrl(f"{shown}: {name} must be a whole number of 1 to {most:,}, found {text!r}")
     return int(text)
 
 
@@ -231,11 +229,19 @@ def unreachable(url: str, error: object) -> Unavailable:
     )
 
 
+def answered(url: str, error: object) -> Unavailable:
+    """The cluster did answer, with an error."""
+    return Unavailable(
+        f"{url}: the Kafka cluster answered with an error ({error}): try again, since most pass while it is being "
+        f"rearranged; of one that stays the broker's own log has the cause"
+    )
+
+
 def refused(url: KafkaUrl, error: Exception) -> NoReturn:
     """A librdkafka client could not be made: a setting that it does not know, or a value that it does not take."""
     found = error.args[0] if error.args else error
     text = url.redact(getattr(found, "str", lambda: str(found))())
-    raise InvalidArguments(f"{url.url}: {text}: see librdkafka's CONFIGURATION.md for names and values") from None
+    raise InvalidUrl(f"{url.url}: {text}: see librdkafka's CONFIGURATION.md for names and values") from None
 
 
 def kafka_missing() -> StreamflowError:

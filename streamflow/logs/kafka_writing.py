@@ -112,6 +112,7 @@ class Writing:
         self._void: set[int] = set()
         self._pending_bytes = 0
         self._ended: list[Lane] = []
+        """Lanes that were dropped, whose threads `close` waits for."""
 
     def warm_up(self, *, history: bool) -> None:
         """Make the producers before they are needed: each takes half a second until a broker gave it its id."""
@@ -198,6 +199,11 @@ class Writing:
         if lane.failed and not lane.dropped:
             self._drop(lane, "it failed for good")
 
+    def _end(self, lane: Lane) -> None:
+        """Keep a lane that was dropped until its thread ends; while a cluster is away, lanes come and go for hours."""
+        self._ended = [other for other in self._ended if not other.closed.done()]
+        self._ended.append(lane)
+
     def _break(self, tail: _Tail, error: StreamflowError) -> None:
         """The first append under way failed with `error`: all behind it build on it."""
         for append in tail.under_way:
@@ -211,7 +217,7 @@ class Writing:
         """The outcome of what this lane has under way is unknown: all of it fails, and a new lane takes over."""
         log_.warning("%s: producer %s is replaced: %s", self._url.url, lane.name, why)
         lane.drop()
-        self._ended.append(lane)
+        self._end(lane)
         number = self._lanes.index(lane)
         self._lanes[number] = None
         for partition in range(number, len(self._tails), len(self._lanes)):
@@ -302,7 +308,7 @@ class Writing:
     def _drop_publisher(self, lane: Lane) -> None:
         log_.warning("%s: producer %s is replaced: it failed for good", self._url.url, lane.name)
         lane.drop()
-        self._ended.append(lane)
+        self._end(lane)
         self._publisher = None
 
     def _complete(self) -> None:

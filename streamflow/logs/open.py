@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from streamflow.errors import InvalidArguments
+from streamflow.errors import InvalidUrl
 from streamflow.ids import check_app
 from streamflow.logs.base import Log
 
@@ -40,7 +40,7 @@ async def open_log(url: str, *, app: str, create: bool = True, partitions: int |
     """Open the log at `url` for `app`, creating its topics when they are missing and `create` allows it.
 
     `partitions` counts at creation only (default 4); a log that has another number already refuses it. Raises
-    `InvalidArguments` (the URL or an option), `Unavailable` (cannot be reached now) or `CorruptLog` (not ours).
+    `InvalidUrl` (the URL or an option of it), `Unavailable` (cannot be reached now) or `CorruptLog` (not ours).
     """
     check_app(app)
     scheme = url.partition("://")[0] if "://" in url else ""
@@ -65,22 +65,25 @@ async def open_log(url: str, *, app: str, create: bool = True, partitions: int |
     # Its options may hold a password, also where the scheme has a typing error.
     place = url.partition("?")[0]
     shown = f"{scheme}://…" if "@" in place else place
-    raise InvalidArguments(f"log URL must start with sqlite://, memory:// or kafka://, found {shown!r}")
+    raise InvalidUrl(f"log URL must start with sqlite://, memory:// or kafka://, found {shown!r}")
 
 
 def parse(url: str, partitions: int | None = None) -> LocalUrl:
     """Take a local URL apart; `partitions` is the caller's wish, which the URL must not contradict."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidUrl(f"{url}: a bracket in a path is written %5B or %5D") from None
     known = {"sqlite": ("partitions", "synchronous", "max_mib"), "memory": ("partitions",)}[parts.scheme]
     if parts.fragment:
-        raise InvalidArguments(f"{url}: a log URL has no #fragment: write # in a path as %23")
+        raise InvalidUrl(f"{url}: a log URL has no #fragment: write # in a path as %23")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name in options:
         if name not in known:
-            raise InvalidArguments(f"{url}: unknown option {name!r}: known are {', '.join(known)}")
+            raise InvalidUrl(f"{url}: unknown option {name!r}: known are {', '.join(known)}")
     synchronous = options.get("synchronous", "full").lower()
     if synchronous not in SYNCHRONOUS:
-        raise InvalidArguments(f"{url}: synchronous must be one of {', '.join(SYNCHRONOUS)}, found {synchronous!r}")
+        raise InvalidUrl(f"{url}: synchronous must be one of {', '.join(SYNCHRONOUS)}, found {synchronous!r}")
     return LocalUrl(
         url=url,
         place=_place(url, parts.scheme, parts.netloc, parts.path),
@@ -94,14 +97,14 @@ def _place(url: str, scheme: str, netloc: str, path: str) -> str:
     if scheme == "memory":
         return unquote(netloc + path).strip("/")
     if netloc:
-        raise InvalidArguments(
+        raise InvalidUrl(
             f"{url}: write sqlite:///{netloc}{path} (three slashes) for a relative path, four for an absolute one"
         )
     place = unquote(path).removeprefix("/")
     if not place or place.endswith("/"):
-        raise InvalidArguments(f"{url}: names no file: write sqlite:///orders.db")
+        raise InvalidUrl(f"{url}: names no file: write sqlite:///orders.db")
     if place == ":memory:":
-        raise InvalidArguments(f"{url}: a log without a file is memory://, not SQLite's :memory:")
+        raise InvalidUrl(f"{url}: a log without a file is memory://, not SQLite's :memory:")
     return place
 
 
@@ -111,13 +114,13 @@ def _partitions(url: str, in_url: str | None, wanted: int | None) -> int | None:
     else:
         number = _positive(url, "partitions", in_url)
         if wanted not in (None, number):
-            raise InvalidArguments(f"{url}: the URL says partitions={number}, the caller {wanted}: drop one of them")
+            raise InvalidUrl(f"{url}: the URL says partitions={number}, the caller {wanted}: drop one of them")
     if number is not None and not 1 <= number <= PARTITIONS_MAX:
-        raise InvalidArguments(f"{url}: partitions must be 1 to {PARTITIONS_MAX}, found {number}")
+        raise InvalidUrl(f"{url}: partitions must be 1 to {PARTITIONS_MAX}, found {number}")
     return number
 
 
 def _positive(url: str, name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise InvalidArguments(f"{url}: {name} must be a whole number above 0, found {text!r}")
+        raise InvalidUrl(f"{url}: {name} must be a whole number above 0, found {text!r}")
     return int(text)

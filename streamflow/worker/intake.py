@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from streamflow.codec.avro import decode_command, encode_command
 from streamflow.codec.envelope import DecodeError
@@ -77,6 +78,9 @@ class Intake:
             except DecodeError as error:
                 found.elsewhere.append(self._letter(record.offset, record.key, record.value, str(error)))
                 continue
+            if command.reply_to is not None and not 0 <= command.reply_to < self.log.partitions:
+                # It names a partition that does not exist: nobody can be told, as where it names none.
+                command = replace(command, reply_to=None)
             home = partition_of(command.workflow_id, self.log.partitions)
             if isinstance(command.body, Query) and (home == self.partition or not command.workflow_id):
                 found.answers.extend(self._answer(command, command.body))

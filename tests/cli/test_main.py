@@ -80,6 +80,35 @@ def test_a_wrong_call_is_exit_code_2_and_talk_goes_to_stderr(args: list[str], sa
     assert said in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgres://x", "log URL must start with sqlite://"),
+        ("sqlite://shop.db", "write sqlite:///shop.db (three slashes)"),
+        ("sqlite://[x", "a bracket in a path is written %5B or %5D"),
+        ("sqlite:///x.db?sync=full", "unknown option 'sync'"),
+        ("kafka://a:x", "expected HOST:PORT of a broker, found 'a:x'"),
+        ("kafka://a?acks=0", "acks is set by streamflow itself"),
+        ("kafka://a?no.such=1", 'No such configuration property: "no.such"'),
+        ("kafka://a?schema.registry.url=ftp://x", "schema.registry.url must be http(s)://"),
+    ],
+)
+@pytest.mark.parametrize(
+    "args",
+    [["status", "x", "--app", "shop"], ["topics", "check", "--app", "shop"], ["bench", "--only", "W1", "--runs", "1"]],
+    ids=["a client", "topics", "bench"],
+)
+def test_a_url_that_cannot_be_is_a_wrong_call_on_one_line(args: list[str], url: str, said: str) -> None:
+    result = CliRunner().invoke(cli, [*args, "--url", url])
+    assert (result.exit_code, result.stdout) == (2, "")
+    if args[0] == "topics" and not url.startswith("kafka:"):
+        assert "this command is for Kafka" in " ".join(result.stderr.split())
+        return
+    talk, error, end = result.stderr.rpartition("Error: ")
+    assert error and said in end and end.count("\n") == 1
+    assert talk == "" or args[0] == "bench"
+
+
 @pytest.mark.parametrize("name", OF_ONE_APP)
 def test_a_missing_app_says_both_ways_to_name_it(name: str) -> None:
     needed = sum(isinstance(each, click.Argument) and each.required for each in load(name).params)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from click.testing import CliRunner
 
+from streamflow.cli import inspect
 from streamflow.cli.main import cli
 from tests.cli import driver
 from tests.cli.conftest import Shop
@@ -80,7 +81,9 @@ def test_a_run_from_start_to_cleanup(served: Shop, id: str) -> None:
 
 
 def test_json_everywhere(served: Shop, id: str) -> None:
-    assert data(sf(served, "start", "fulfil", '"o-1"', "--id", id, "--json")) == {"id": id, "workflow": "fulfil"}
+    started = {"id": id, "workflow": "fulfil", "attached": False}
+    assert data(sf(served, "start", "fulfil", '"o-1"', "--id", id, "--json")) == started
+    assert data(sf(served, "start", "fulfil", '"o-1"', "--id", id, "--json")) == started | {"attached": True}
     follower = Process(served.folder, "watch", id, "--json", env=served.env)
     follower.wait_for("signal approved")
     assert data(sf(served, "signal", id, "approved", "--json")) == {"id": id, "signal": "approved", "accepted": True}
@@ -92,6 +95,7 @@ def test_json_everywhere(served: Shop, id: str) -> None:
 
     status = data(sf(served, "status", id, "--json"))
     assert (status["id"], status["state"], status["args"]) == (id, "completed", ["o-1"])
+    assert status["answered"] is True
     assert datetime.fromisoformat(status["closed_at"]) >= datetime.fromisoformat(status["started_at"])
     steps = data(sf(served, "steps", id, "--json"))
     assert [(step["number"], step["name"], step["kind"]) for step in steps["items"]] == [
@@ -181,7 +185,8 @@ def test_when_and_whether_to_start(served: Shop, id: str) -> None:
     status = sf(served, "status", id).stdout
     assert "scheduled" in status and "start until 2" in status and ("(in 1 h)" in status or "(in 59 min" in status)
     assert id in sf(served, "start", "add", "1", "1", "--id", id, "--if-exists", "error", code=1).stderr
-    sf(served, "start", "add", "1", "1", "--id", id)  # attaches
+    attached = sf(served, "start", "add", "1", "1", "--id", id)
+    assert attached.stdout == f"{id}\n" and f"Run {id} exists already: attached to it" in attached.stderr
     sf(served, "start", "add", "1", "1", "--id", f"{id}-at", "--at", "2099-01-01T00:00:00+02:00")
     assert "2098-12-31T22:00:00" in sf(served, "status", f"{id}-at").stdout
     sf(served, "start", "patient", "3600", "--id", f"{id}-limit", "--timeout", "50ms", "--wait", code=1)
@@ -256,6 +261,26 @@ def test_without_a_worker_it_says_what_it_waits_for(launch: Starter, shop: Shop)
     launch("worker", "shop:app")
     assert asking.wait() == 0, asking.said
     assert asking.stdout == ["3"]
+
+
+def test_without_a_worker_the_last_published_status_is_shown(
+    launch: Starter, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect, "STATUS_SECONDS", 0.1)
+    worker = launch("worker", "shop:app")
+    worker.wait_for("Serving", stream="stderr")
+    follower = launch("start", "fulfil", '"o-1"', "--id", "left", "--wait")
+    follower.wait_for("waiting on signal approved", stream="stderr")
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    shown = sf(shop, "status", "left")
+    assert "state       running" in shown.stdout and "waiting on  signal approved" in shown.stdout
+    assert shown.stderr.startswith("No worker of app shop answered within 0.1 s: this is the last published status of")
+    asked = sf(shop, "status", "left", "--json")
+    assert (data(asked)["state"], data(asked)["answered"]) == ("running", False) and asked.stderr == shown.stderr
+    unknown = sf(shop, "status", "unknown", code=1)
+    assert unknown.stdout == "" and unknown.stderr.count("\n") == 1
+    assert "no worker answered for run unknown within 0.1 s, and no status of it is published" in unknown.stderr
 
 
 def test_a_log_that_does_not_exist_is_one_line(shop: Shop) -> None:

@@ -93,6 +93,18 @@ def test_create_makes_what_is_missing_and_nothing_twice(run: Run, name: str, adm
     assert other.exit_code == 1 and "have 3 partitions, asked for 4" in other.stderr
 
 
+def test_create_says_which_topics_keep_the_copies_that_they_have(run: Run, name: str, admin: AdminClient, kafka: str):
+    assert "Not changed" not in run("create", "--partitions", "1", "--replication", "1").stderr
+    assert "Not changed" not in run("create", "--replication", "1").stderr
+    kept = run("create", "--replication", "2")
+    assert (kept.exit_code, kept.stdout) == (0, "") and "All 6 topics" in kept.stderr
+    assert f"Not changed to 2 copies of each record, since they exist: {name}.commands (1), " in kept.stderr
+    assert "kafka-reassign-partitions.sh changes it" in kept.stderr
+    by_url = run("create", "--json", url=f"kafka://{kafka}?replication=2")
+    assert by_url.exit_code == 0 and f"{name}.dead-letters (1)." in by_url.stderr
+    assert json.loads(by_url.stdout)["topics"][0]["replicas"] == 1
+
+
 def test_check_names_each_wrong_setting_and_its_command_repairs_it(run: Run, name: str, admin: AdminClient):
     assert run("create", "--partitions", "2").exit_code == 0
     fine = run("check")

@@ -104,7 +104,8 @@ class Owner:
                     created_at=self.clock,
                 )
                 records += self.change(fresh)
-            return b"null"
+                return b"null"
+            return c.ATTACHED
         if isinstance(body, c.CleanupWorkflow):
             del self.runs_[id]
             records.append(Outgoing(STATUS, self.home(id), id.encode(), None))

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from streamflow.client import statuses
 from streamflow.client.statuses import FEED_STATUSES_MAX
 from streamflow.core import commands as c
 from streamflow.errors import (
@@ -120,8 +122,10 @@ def test_attaching_to_a_closed_run_gives_its_result():
         await (await client.start(fulfil, "o", id="a")).signal("end", {"total": 3})
         gc.collect()
         handle = await client.start(fulfil, "o", id="a")
+        assert handle.attached and not client.handle("a").attached
         assert await handle.result(10) == Receipt(3)
         assert queries(owner) == 1
+        assert not (await client.start(fulfil, "o", id="a", if_exists="restart")).attached
 
     run(test)
 
@@ -132,6 +136,38 @@ def test_attaching_when_nothing_is_published_asks():
         handle = await client.start(fulfil, "o", id="a")
         await handle.signal("end", {"total": 3})
         assert await handle.result(10) == Receipt(3)
+
+    run(test)
+
+
+def test_the_last_published_status_needs_no_owner():
+    async def test(owner: Owner, client: Any) -> None:
+        first, other = await client.start(fulfil, "o", id="a"), client.handle("b")
+        for value in range(1200):  # more than one read gives
+            await owner.log.publish(owner.change(replace(owner.runs_["a"], progress=b"%d" % value)))
+        await client.start(fulfil, "p", id="b")
+        owner.deaf = True
+        status = await first.published()
+        assert (status.id, status.state, status.progress, status.args) == ("a", "running", 1199, ["o"])
+        assert (await other.published()).args == ["p"]
+        assert await client.handle("c").published() is None
+        await owner.log.publish([Outgoing(STATUS, owner.home("a"), b"a", None)])
+        assert await first.published() is None
+        assert queries(owner) == 0
+        await owner.log.publish([Outgoing(STATUS, owner.home("a"), b"a", b"xx")])
+        with pytest.raises(Unavailable, match="the last published status of run a cannot be read"):
+            await first.published()
+
+    run(test)
+
+
+def test_looking_for_the_last_published_status_ends(monkeypatch: pytest.MonkeyPatch):
+    async def test(owner: Owner, client: Any) -> None:
+        monkeypatch.setattr(statuses, "PUBLISHED_SECONDS", 0.01)
+        monkeypatch.setattr(owner.log, "read", lambda *_: asyncio.Event().wait())
+        handle = await client.start(fulfil, "o", id="a")
+        with pytest.raises(Unavailable, match=r"run a was not found within 0\.01 s: start a worker"):
+            await handle.published()
 
     run(test)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from streamflow.core.commands import (
+    ATTACHED,
     CancelWorkflow,
     CleanupWorkflow,
     Query,
@@ -56,9 +57,9 @@ def test_a_start_of_an_unknown_workflow_is_refused_and_leaves_nothing():
 @pytest.mark.parametrize(
     ("body", "answer"),
     [
-        (START, b"null"),
+        (START, ATTACHED),
         (StartWorkflow(workflow="work", if_exists="error"), "WorkflowExists"),
-        (RESTART, b"null"),
+        (RESTART, ATTACHED),
         (StartWorkflow(workflow="other"), "WorkflowExists"),
     ],
 )
@@ -76,7 +77,7 @@ def test_a_start_of_a_run_that_is_open_attaches_or_is_refused_and_changes_nothin
 def test_a_closed_run_is_restarted_only_if_asked(state):
     world = closed(state)
     world.send(START, id="attach")
-    assert world.decide() == [] and world.replies == [("attach", b"null")]
+    assert world.decide() == [] and world.replies == [("attach", ATTACHED)]
     assert kinds(world.start(id="again", if_exists="restart"))[0] == "RunCreated"
     run = world.run()
     assert (run.run, run.state, run.result, run.error, run.reason) == (2, "running", None, None, None)

@@ -82,7 +82,7 @@ def test_each_role_does_its_work_with_exactly_the_printed_acls(secured: Secured,
             assert await handle.result(timeout=DEADLINE_SECONDS) == 8
             assert (await handle.status()).state == "completed" and len((await handle.steps()).items) == 2
             assert "RunCompleted" in {event.type for event in await handle.history()}
-            assert [run.id for run in (await client.list()).items] == ["roles"]
+            assert "roles" in {run.id for run in (await client.list()).items}
             await step_worker_answers()
             await projection_reads()
 

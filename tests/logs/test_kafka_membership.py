@@ -11,7 +11,10 @@ from confluent_kafka import KafkaError
 
 from streamflow.errors import InvalidArguments, Unavailable
 from streamflow.logs import kafka_reading
+from streamflow.logs.base import TOPICS
+from streamflow.logs.kafka import KafkaLog
 from streamflow.logs.kafka_membership import Group, KafkaMembership
+from streamflow.logs.kafka_topics import Described, Topics
 from streamflow.logs.kafka_url import parse_kafka
 
 pytestmark = pytest.mark.anyio
@@ -67,6 +70,21 @@ async def test_a_member_that_nobody_waits_for_leaves(consumer: type[SlowConsumer
     consumer.may_answer.set()
     assert await asyncio.to_thread(consumer.closed.wait, WAIT_SECONDS)
     await member.leave()
+
+
+async def test_members_that_have_left_are_let_go(consumer: type[SlowConsumer]):
+    consumer.may_answer.set()
+    url = parse_kafka("kafka://127.0.0.1:9")
+    found = {topic: Described(f"shop.{topic}", topic, 2, 1, {}) for topic in TOPICS}
+    log = KafkaLog(url, "shop", Topics(url, "shop"), "cluster", found, create=False)
+    log._verified_until = float("inf")
+    try:
+        for owner in ("one", "two", "three"):
+            member = await asyncio.wait_for(log.join(owner), WAIT_SECONDS)
+            assert log._members == [member] and not member.has_left
+            await asyncio.wait_for(member.leave(), WAIT_SECONDS)
+    finally:
+        await log.close()
 
 
 async def test_why_it_is_out_is_said_to_a_consumer_that_was_busy(

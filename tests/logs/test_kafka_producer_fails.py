@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -34,13 +35,18 @@ class FailingProducer:
         self.taken = 0
         self.reports: deque[Callable[..., None]] = deque()
 
-    def produce(self, topic: str, value: bytes, key: bytes, partition: int, on_delivery: Callable[..., None]) -> None:
-        if self.failed.is_set() or self.taken == self.takes:
-            self.failed.set()
-            raise KafkaException(KafkaError(KafkaError._FATAL))
-        self.taken += 1
-        if self.taken <= self.acknowledges:
-            self.reports.append(on_delivery)
+    def produce_batch(self, topic: str, messages: list[dict[str, Any]], partition: int) -> int:
+        taken = 0
+        for message in messages:
+            if self.failed.is_set() or self.taken == self.takes:
+                self.failed.set()
+                message["_error"] = KafkaError(KafkaError._FATAL)
+                continue
+            taken += 1
+            self.taken += 1
+            if self.taken <= self.acknowledges:
+                self.reports.append(message["callback"])
+        return taken
 
     def poll(self, seconds: float) -> int:
         if self.told.wait(min(seconds, 0.01)):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamflow.codec.registry import RegistrySettings
-from streamflow.errors import InvalidArguments, StreamflowError
+from streamflow.errors import InvalidUrl, StreamflowError
 from streamflow.logs import open_log
 from streamflow.logs.kafka_url import FILES, KEPT, KafkaUrl, parse_kafka, refused, unreachable
 
@@ -87,21 +87,21 @@ def test_whether_tools_need_a_file_with_settings(query: str, secured: bool):
 )
 def test_what_is_wrong_is_said(url: str, said: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EMPTY_1", "")
-    with pytest.raises(InvalidArguments) as caught:
+    with pytest.raises(InvalidUrl) as caught:
         parse_kafka(url)
     assert said in str(caught.value)
     assert SECRET not in str(caught.value) and str(caught.value).startswith("kafka://")
 
 
 def test_the_caller_must_not_contradict_the_url():
-    with pytest.raises(InvalidArguments, match="the URL says partitions=2, the caller 3: drop one of them"):
+    with pytest.raises(InvalidUrl, match="the URL says partitions=2, the caller 3: drop one of them"):
         parse_kafka("kafka://a?partitions=2", 3)
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"\n"])
 def test_a_file_without_a_text_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "secret").write_bytes(content)
-    with pytest.raises(InvalidArguments, match=r"sasl\.password\.file (holds no text in UTF-8|is empty): "):
+    with pytest.raises(InvalidUrl, match=r"sasl\.password\.file (holds no text in UTF-8|is empty): "):
         parse_kafka(f"kafka://a?sasl.password.file={tmp_path}/secret")
 
 
@@ -113,7 +113,7 @@ def test_what_librdkafka_refuses_is_said_without_secrets():
         (f"security.protocol={SECRET}", "security.protocol"),
     ):
         url = parse_kafka(f"kafka://127.0.0.1:1?{query}")
-        with pytest.raises(InvalidArguments, match=r"see librdkafka's CONFIGURATION\.md") as caught:
+        with pytest.raises(InvalidUrl, match=r"see librdkafka's CONFIGURATION\.md") as caught:
             make(url)
         assert said in str(caught.value)
         assert SECRET not in str(caught.value) or query.startswith("security.protocol")
@@ -134,7 +134,7 @@ def test_the_rest_of_a_setting_that_librdkafka_quotes_is_cut_off():
 
 def test_a_scheme_with_a_typing_error_shows_no_options():
     for url in (f"kafak://a?sasl.password={SECRET}", f"kafka+ssl://me:{SECRET}@a", f"kafka:a?sasl.password={SECRET}"):
-        with pytest.raises(InvalidArguments, match="must start with") as caught:
+        with pytest.raises(InvalidUrl, match="must start with") as caught:
             asyncio.run(open_log(url, app="shop"))
         assert SECRET not in str(caught.value)
 

@@ -265,6 +265,29 @@ def test_more_than_the_limit_is_refused_until_something_is_durable(monkeypatch: 
     run(test)
 
 
+def test_lanes_that_have_ended_are_let_go_and_closing_waits_for_the_others():
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        async def lose_lane() -> list[Any]:
+            writing.looked(0)
+            waiting = append(writing, 0, b"a")
+            lane(-1).acknowledge(error=KafkaError(KafkaError._TRANSPORT))
+            assert isinstance(await failure(waiting), Unavailable)
+            return list(writing._ended)
+
+        for _ in range(3):
+            assert await lose_lane() == [lane(-1)]
+        ending = lane(-1)
+        ending.closed = asyncio.get_running_loop().create_future()
+        assert await lose_lane() == [ending, lane(-1)]
+        closing = asyncio.create_task(writing.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        ending.close()
+        await closing
+
+    run(test)
+
+
 def test_closing_waits_for_what_is_under_way_and_ends_the_lanes():
     async def test(writing: Writing, moved: dict[int, int]) -> None:
         waiting = append(writing, 0, b"a")

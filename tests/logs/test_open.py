@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streamflow.errors import InvalidArguments
+from streamflow.errors import InvalidUrl
 from streamflow.logs import open_log
 from streamflow.logs.open import parse
 from tests.logs.support import ROOT, Place, on_loop
@@ -46,6 +46,7 @@ def test_options() -> None:
         ("orders.db", "must start with"),
         ("sqlite:orders.db", "must start with"),
         ("sqlite://orders.db", "write sqlite:///orders.db (three slashes)"),
+        ("sqlite://[a.db", "a bracket in a path is written %5B or %5D"),
         ("sqlite:///", "names no file"),
         ("sqlite:///data/", "names no file"),
         ("sqlite:///:memory:", "is memory://"),
@@ -60,13 +61,13 @@ def test_options() -> None:
     ],
 )
 def test_wrong_urls_are_refused_by_name(url: str, text: str) -> None:
-    with pytest.raises(InvalidArguments) as caught:
+    with pytest.raises(InvalidUrl) as caught:
         asyncio.run(open_log(url, app="shop"))
     assert text in str(caught.value)
 
 
 def test_url_and_argument_must_agree() -> None:
-    with pytest.raises(InvalidArguments, match="the URL says partitions=3, the caller 4"):
+    with pytest.raises(InvalidUrl, match="the URL says partitions=3, the caller 4"):
         parse("sqlite:///x.db?partitions=3", 4)
 
 

@@ -97,12 +97,12 @@ def test_those_before_a_new_schema_do_not_wait_for_it():
     assert registry.asked == [5, 6]
 
 
-@pytest.mark.parametrize("reply_to", [None, 1])
+@pytest.mark.parametrize("reply_to", [None, 1, 2, -1])
 def test_what_is_too_large_is_not_forwarded(reply_to: int | None):
     large = encode_command(signal(1, b"x" * RECORD_BYTES_MAX, reply_to))
     found = intake().sort(records(large))
-    (record,) = found.elsewhere or found.answers
-    if reply_to is None:
+    (record,) = (*found.elsewhere, *found.answers)
+    if reply_to != 1:
         assert record.topic == DEAD_LETTERS
         assert "can be recorded" in decode_dead_letter(record.value or b"").reason
     else:
@@ -110,6 +110,12 @@ def test_what_is_too_large_is_not_forwarded(reply_to: int | None):
         error = decode_reply(record.value or b"").error
         assert error is not None
         assert error.type == "PayloadTooLarge"
+
+
+@pytest.mark.parametrize(("reply_to", "known"), [(None, None), (0, 0), (1, 1), (2, None), (-1, None)])
+def test_who_names_a_partition_for_replies_that_does_not_exist_waits_for_none(reply_to: int | None, known: int | None):
+    found = intake().sort(records(encode_command(signal(reply_to=reply_to))))
+    assert found.commands == [(0, signal(reply_to=known))]
 
 
 def test_a_command_of_a_registry_is_forwarded_so_that_it_needs_none():
