@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format coverage core-coverage pyright clean
+.PHONY: help demo test check bench format coverage core-coverage pyright clean sim
 
 help:
 	@echo "make demo       a workflow that survives its worker, on one SQLite file"
@@ -33,6 +33,10 @@ bench: .venv/.run
 test: .venv/.dev
 	$(BIN)/python tests/core_coverage.py
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Fresh seeds each time; those that once failed are part of the suite.
+sim: .venv/.dev
+	@first=$$(date +%s)000; $(BIN)/streamflow sim --seeds $$first..$$((first + 299))
 
 check: .venv/.dev
 	$(BIN)/python -m ruff format --check .

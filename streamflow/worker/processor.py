@@ -50,6 +50,7 @@ from streamflow.worker.observing import Observer
 from streamflow.worker.outbox import outgoing, published_status
 from streamflow.worker.restore import Restorer, first_turns_since
 from streamflow.worker.state import Copied, Entry, PartitionRow, PartitionState, change_of
+from streamflow.worker.statuses import Statuses, statuses_since
 from streamflow.worker.trimming import SNAPSHOT_TURNS_BYTES_MAX, Snapshot, Trimmer
 from streamflow.workflow.code import RunCode
 from streamflow.workflow.loop import many_drains
@@ -121,6 +122,8 @@ class Processor:
         self.trimmer = Trimmer(self)
         self.observer = Observer(code_of)
         self._status_schema = None if schemas is None else schemas.ids.get(STATUS)
+        self.schema_of = None if schemas is None else schemas.schema_of
+        self._statuses_from = 0
         self._loop = asyncio.get_running_loop()
         # What is decided must not see the context of the step that happened to wake the processor.
         self._context = contextvars.copy_context()
@@ -146,17 +149,18 @@ class Processor:
     async def run(self) -> None:
         """Restore, claim, and process until `stop` or a failure."""
         stopping = self._loop.create_task(self._stop.wait(), name=f"stop-p{self.partition}")
-        trimming: asyncio.Task[None] | None = None
+        beside: list[asyncio.Task[None]] = []
         try:
             if not await self._until(stopping, self._take_over(), name="restore"):
                 return
             self.status = ProcessorState.ACTIVE
             self.observer.active()
-            trimming = self._loop.create_task(self.trimmer.run(), name=f"trim-p{self.partition}")
-            trimming.add_done_callback(self._trimming_ended)
+            keeping = Statuses(self, self._statuses_from).run()
+            beside += map(self._loop.create_task, (self.trimmer.run(), keeping))
+            beside[0].add_done_callback(self._trimming_ended)
             if await self._until(stopping, self._recover_and_consume(), name="commands"):
                 raise Unavailable(f"partition {self.partition}: {self.log.app}.{COMMANDS} ended: the log was closed")
-            await end(trimming)
+            await end(*beside)
             await self._finish()
         finally:
             self.status = ProcessorState.STOPPED
@@ -164,7 +168,7 @@ class Processor:
             self.core.close()
             if self._failed.done():
                 self._failed.exception()
-            await end(*(task for task in (stopping, trimming) if task is not None))
+            await end(stopping, *beside)
 
     async def _until(self, stopping: asyncio.Task[Any], work: Coroutine[Any, Any, None], *, name: str) -> bool:
         """Do the work until it ends (True), the processor is to stop (False), or something fails."""
@@ -218,6 +222,7 @@ class Processor:
 
     async def _publish_again(self) -> None:
         """Derive again what the last owner may not have published."""
+        self._statuses_from = await statuses_since(self.log, self.partition, self.clock.now_ms())
         offset = self.published = await self.log.published_offset(self.partition)
         offset = max(offset, await self.log.start_offset(HISTORY, self.partition))
         first_turns = await first_turns_since(self.log, self.partition, offset, self._next_offset)
@@ -545,6 +550,11 @@ class Processor:
         elif not records:
             return
         self._send(records, published)
+
+    def publish_status(self, workflow_id: str, status: PublishStatus) -> None:
+        """Publish the status of a run as it is, apart from any turn."""
+        if not self._failed.done() and self.status is ProcessorState.ACTIVE:
+            self._send(self._outgoing((status,), workflow_id), None)
 
     def publish_offset(self) -> None:
         """Say how far all is published, without waiting for something to publish; nothing may be under way."""

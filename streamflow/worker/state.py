@@ -297,6 +297,10 @@ class PartitionState:
             if found is not None:
                 yield found.status
 
+    def needs_attention(self, workflow_id: str) -> bool:
+        """Whether the run has open attempts, or is blocked."""
+        return self.store.get(b"A" + workflow_id.encode()) is not None
+
     def needing_attention(self) -> list[str]:
         """The runs that a new owner must look at."""
         return [key[1:].decode() for key, _ in self.store.scan(b"A")]

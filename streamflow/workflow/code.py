@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
 
 from streamflow.codec.payload import decode_value, encode_value
 from streamflow.config import PAYLOAD_BYTES_MAX, TRACEBACK_BYTES_MAX
@@ -76,7 +77,7 @@ class RunLoop(WorkflowLoop):
     __slots__ = ("code",)
 
     def __init__(self, code: RunCode) -> None:
-        super().__init__(code)
+        super().__init__(code, salt=crc32(f"{code.run.workflow_id}\0{code.run.run}".encode()))
         self.code = code
 
     def close(self) -> None:

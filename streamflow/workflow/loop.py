@@ -36,6 +36,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack
+from zlib import crc32
 
 from streamflow.workflow import guard
 from streamflow.workflow.guard import LoopsForever
@@ -107,6 +108,23 @@ class _Timer(asyncio.TimerHandle):
     _scheduled: bool
 
 
+class _Task(asyncio.Task[Any]):
+    """A task with a place of its own in a set: `asyncio.TaskGroup` and `asyncio.wait` go through sets of tasks.
+
+    Where their order came from addresses, a replay would cancel the members of a group in another order than the run
+    did, and decide otherwise.
+    """
+
+    __slots__ = ("_place",)
+
+    def __init__(self, place: int, coro: _Coro[Any], **options: Any) -> None:
+        self._place = place
+        super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self._place
+
+
 class _Ready(list[Any]):
     """The ready list of a closed loop: what is put there is gone."""
 
@@ -140,7 +158,7 @@ class WorkflowLoop(Refusing):
         "timers",
     )
 
-    def __init__(self, timers: TimerPort, *, callbacks_max: int = CALLBACKS_MAX) -> None:
+    def __init__(self, timers: TimerPort, *, callbacks_max: int = CALLBACKS_MAX, salt: int = 0) -> None:
         self.timers: TimerPort | None = timers  # public: from the running loop to the run it belongs to
         self.replaying = False
         # Swapped for a new one on each pass, so the handles of one pass need no marker; a deque would hold a page.
@@ -148,6 +166,8 @@ class WorkflowLoop(Refusing):
         # Strong, unlike asyncio's: when a task dies that nobody refers to must not depend on the garbage collector.
         self._tasks: dict[asyncio.Future[Any], None] = {}
         self._tasks_made = 0
+        # Of the run, so that the tasks of many runs do not share their places in asyncio's own set of all tasks.
+        self._salt = salt
         self._time = 0.0
         self._running = False
         self._closed = False
@@ -368,7 +388,8 @@ class WorkflowLoop(Refusing):
         name = f"task-{self._tasks_made}" if name is None else str(name)
         task: asyncio.Task[_T]
         if self._task_factory is None:
-            task = asyncio.Task(coro, loop=self, name=name, context=context, **options)
+            place = crc32(self._tasks_made.to_bytes(8, "big"), self._salt)
+            task = _Task(place, coro, loop=self, name=name, context=context, **options)
         else:
             if context is not None:
                 options["context"] = context

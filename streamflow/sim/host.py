@@ -1,0 +1,152 @@
+"""The host of a simulated worker: its process's clock, and stores that survive it more or less.
+
+A killed process leaves to its successor all that it wrote, since the page cache outlives it; a machine that fails
+leaves a prefix of that, from the last flush on; and a disk may come back with an older state, or a damaged one, which
+RocksDB notices and wipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+
+from streamflow.config import Limits
+from streamflow.logs.base import Log
+from streamflow.sim.world import Process
+from streamflow.store.base import Store
+from streamflow.store.memory import MemoryStore
+from streamflow.worker.clock import Clock
+from streamflow.worker.executor import Executor
+
+
+class Loss(StrEnum):
+    """What happened to a disk while nobody used it."""
+
+    NOTHING = "nothing"
+    UNFLUSHED = "unflushed writes lost"
+    OLD = "an old state came back"
+    DAMAGED = "damaged"
+
+
+class _Batch:
+    __slots__ = ("applied_offset", "deletes", "puts")
+
+    def __init__(self, puts: Mapping[bytes, bytes], deletes: Sequence[bytes], applied_offset: int) -> None:
+        self.puts, self.deletes, self.applied_offset = dict(puts), tuple(deletes), applied_offset
+
+
+class DiskStore:
+    """The store port over the batches that a disk keeps."""
+
+    def __init__(self, disk: Disk, key: str, wiped: str | None) -> None:
+        self._disk, self._key, self._wiped = disk, key, wiped
+        self._memory = MemoryStore()
+        for batch in disk.batches[key]:
+            self._memory.write(batch.puts, batch.deletes, applied_offset=batch.applied_offset)
+
+    @property
+    def applied_offset(self) -> int:
+        return self._memory.applied_offset
+
+    @property
+    def wiped(self) -> str | None:
+        return self._wiped
+
+    def write(self, puts: Mapping[bytes, bytes], deletes: Sequence[bytes] = (), *, applied_offset: int) -> None:
+        self._memory.write(puts, deletes, applied_offset=applied_offset)
+        self._disk.batches[self._key].append(_Batch(puts, deletes, applied_offset))
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._memory.get(key)
+
+    def scan(
+        self, prefix: bytes, *, start: bytes | None = None, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        return self._memory.scan(prefix, start=start, reverse=reverse, limit=limit)
+
+    def flush(self) -> None:
+        self._disk.flushed[self._key] = len(self._disk.batches[self._key])
+
+    def close(self) -> None:
+        self.flush()
+        self._memory.close()
+
+
+class Disk:
+    """What one machine keeps, by store."""
+
+    def __init__(self) -> None:
+        self.batches: dict[str, list[_Batch]] = {}
+        self.flushed: dict[str, int] = {}
+        self.identities: dict[str, str] = {}
+        self.damaged: set[str] = set()
+
+    def lose(self, loss: Loss, process: Process) -> None:
+        """The process is dead, and this happens to what it wrote."""
+        chance = process.world.chance
+        for key in sorted(self.batches):
+            batches = self.batches[key]
+            match loss:
+                case Loss.UNFLUSHED:
+                    del batches[chance.randint(min(self.flushed.get(key, 0), len(batches)), len(batches)) :]
+                case Loss.OLD:
+                    del batches[chance.randint(0, len(batches)) :]
+                case Loss.DAMAGED:
+                    self.damaged.add(key)
+                case Loss.NOTHING:
+                    pass
+
+    def open(self, key: str, *, identity: str, log_start: int, log_end: int) -> DiskStore:
+        """As `open_rocks` does: wiped if it is not surely a state of this log."""
+        batches = self.batches.setdefault(key, [])
+        applied = batches[-1].applied_offset if batches else 0
+        wiped: str | None = None
+        if self.identities.setdefault(key, identity) != identity:
+            wiped = "it is of another log"
+        elif key in self.damaged:
+            wiped = "it is damaged"
+        elif applied > log_end:
+            wiped = f"its applied offset {applied} is past the log's end {log_end}"
+        elif 0 < applied < log_start:
+            wiped = f"its applied offset {applied} is before the log's start {log_start}"
+        if wiped is not None:
+            batches.clear()
+        self.damaged.discard(key)
+        self.identities[key] = identity
+        self.flushed[key] = min(self.flushed.get(key, 0), len(batches))
+        return DiskStore(self, key, wiped)
+
+
+class SimHost:
+    """See `streamflow.worker.host.Host`."""
+
+    def __init__(self, process: Process, disk: Disk) -> None:
+        self._process, self._disk = process, disk
+
+    @property
+    def name(self) -> str:
+        return self._process.name
+
+    @property
+    def clock(self) -> Clock:
+        return self._process.clock
+
+    @property
+    def instance(self) -> str | None:
+        return None
+
+    def enter(self, executor: Executor, limits: Limits) -> None: ...
+
+    def leave(self) -> None: ...
+
+    async def open_store(self, log: Log, topic: str, partition: int) -> Store:
+        return self._disk.open(
+            f"{topic}-{partition}",
+            identity=f"{log.identity}/{topic}/{partition}",
+            log_start=await log.start_offset(topic, partition),
+            log_end=await log.end_offset(topic, partition),
+        )
+
+    async def close_stores(self, stores: list[Store]) -> None:
+        for store in stores:
+            store.close()

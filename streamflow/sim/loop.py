@@ -1,0 +1,116 @@
+"""The event loop of one simulated process: asyncio's own, but for time and for when its callbacks run.
+
+The world runs it a callback at a time (`run_one`), in the order in which they became ready, as a real loop does. What
+the world chooses is which process goes on, and when. A process that is stopped is not chosen; one that is killed never
+again: nothing of it runs any more, not even a `finally`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio import events
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+from heapq import heappop
+from typing import Any, Final, TypeVar, TypeVarTuple
+
+Ts = TypeVarTuple("Ts")
+T = TypeVar("T")
+
+RESOLUTION_SECONDS: Final = 1e-6
+"""Timers that are due within it are due: clocks that drift are converted to and fro."""
+
+
+class ProcessLoop(asyncio.BaseEventLoop):
+    """`now` gives the process's monotonic time in seconds; `later` is how long work in a thread takes, in seconds."""
+
+    _ready: Any
+    _scheduled: list[asyncio.TimerHandle]
+
+    def __init__(self, now: Callable[[], float], later: Callable[[], float]) -> None:
+        super().__init__()
+        self._now, self._later = now, later
+        self.failures: list[dict[str, Any]] = []
+        """What reached nobody: exceptions of callbacks, and of tasks that were dropped without a look."""
+        self._alive: set[asyncio.Task[Any]] = set()
+        self.set_exception_handler(lambda _, context: self.failures.append(context))
+
+    def time(self) -> float:
+        return self._now()
+
+    @property
+    def next_at(self) -> float | None:
+        """When the next timer is due, by this loop's time; None without any."""
+        while self._scheduled and self._scheduled[0].cancelled():
+            heappop(self._scheduled)._scheduled = False  # type: ignore[attr-defined]
+        return self._scheduled[0].when() if self._scheduled else None
+
+    def has_work(self) -> bool:
+        """Whether a callback is ready now; timers that are due become ready."""
+        while (at := self.next_at) is not None and at <= self._now() + RESOLUTION_SECONDS:
+            handle = heappop(self._scheduled)
+            handle._scheduled = False  # type: ignore[attr-defined]
+            self._ready.append(handle)
+        return bool(self._ready)
+
+    def run_one(self) -> None:
+        """Run the callback that has been ready for longest."""
+        handle = self._ready.popleft()
+        if handle._cancelled:
+            return
+        hooks = sys.get_asyncgen_hooks()
+        ours = (self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)  # type: ignore[attr-defined]
+        sys.set_asyncgen_hooks(*ours)
+        events._set_running_loop(self)
+        try:
+            handle._run()
+        finally:
+            events._set_running_loop(None)
+            sys.set_asyncgen_hooks(*hooks)
+
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        """Kept until it is done: of a killed process, too, since what is collected runs its `finally` blocks."""
+        task: asyncio.Task[Any] = super().create_task(coro, **options)
+        self._alive.add(task)
+        task.add_done_callback(self._alive.discard)
+        return task
+
+    def throw_away(self) -> None:
+        """The world is over: end all that was left, without anybody looking."""
+        for task in self._alive:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            with suppress(BaseException):  # whatever the code of a dead process says
+                task.get_coro().close()
+        self._alive.clear()
+        self._ready.clear()
+        self._scheduled.clear()
+        self.close()
+
+    def is_running(self) -> bool:
+        return events._get_running_loop() is self
+
+    def run_in_executor(self, executor: Any, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
+        """A thread's work is done some time later, in one piece."""
+        future: asyncio.Future[T] = self.create_future()
+
+        def work() -> None:
+            if future.cancelled():
+                return
+            try:
+                future.set_result(func(*args))
+            except BaseException as error:  # as an executor does: it is the caller's
+                future.set_exception(error)
+
+        self.call_later(self._later(), work)
+        return future
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        return self.call_soon(callback, *args, context=context)
+
+    def _write_to_self(self) -> None: ...
+
+    def _process_events(self, event_list: Any) -> None: ...
