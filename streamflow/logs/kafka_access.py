@@ -53,7 +53,7 @@ _TOPICS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         COMMANDS: (*_READ, *_WRITE, *_MAKE, *_TRIM),
         HISTORY: (*_READ, *_WRITE, *_MAKE, *_TRIM),
         TIMERS: (*_READ, *_WRITE, *_MAKE),
-        STATUS: (*_WRITE, *_MAKE),
+        STATUS: (*_READ, *_WRITE, *_MAKE),
         REPLIES: (*_WRITE, *_MAKE, *_TRIM),
         DEAD_LETTERS: (*_WRITE, *_MAKE, *_TRIM),
     },

@@ -123,7 +123,7 @@ class Processor:
         self.observer = Observer(code_of)
         self._status_schema = None if schemas is None else schemas.ids.get(STATUS)
         self.schema_of = None if schemas is None else schemas.schema_of
-        self._statuses_from = 0
+        self._statuses_from: int | None = None
         self._loop = asyncio.get_running_loop()
         # What is decided must not see the context of the step that happened to wake the processor.
         self._context = contextvars.copy_context()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from streamflow.codec.avro import decode_status
 from streamflow.codec.envelope import DecodeError
 from streamflow.core.effects import PublishStatus, StatusRecord
-from streamflow.errors import Unavailable
+from streamflow.errors import InvalidArguments, StreamflowError, Unavailable
 from streamflow.logs.base import STATUS, Log, Record
 from streamflow.worker.ending import end
 
@@ -38,17 +38,28 @@ LOOKED_BACK_MAX: Final = 20_000
 """Records looked at that were there before the take-over: a log without times of its records could mean all of them."""
 
 
-async def statuses_since(log: Log, partition: int, now_ms: int) -> int:
-    """Where to begin: earlier owners, too, may have been gone before a late record of a still earlier one came."""
-    end = await log.end_offset(STATUS, partition)
-    earliest = await log.offset_at(STATUS, partition, now_ms - round(LATE_SECONDS * 1000))
+async def statuses_since(log: Log, partition: int, now_ms: int) -> int | None:
+    """Where to begin: earlier owners, too, may have been gone before a late record of a still earlier one came.
+
+    None where the topic cannot be read.
+    """
+    try:
+        end = await log.end_offset(STATUS, partition)
+        earliest = await log.offset_at(STATUS, partition, now_ms - round(LATE_SECONDS * 1000))
+    except InvalidArguments as error:  # a cluster where workers may only write them
+        _say_not_looked_for(partition, error)
+        return None
     return max(earliest, end - LOOKED_BACK_MAX)
+
+
+def _say_not_looked_for(partition: int, error: StreamflowError) -> None:
+    log_.warning("partition %d: late statuses of earlier owners are not looked for: %s", partition, error)
 
 
 class Statuses:
     """Keeps the newest status of each run the last one on the topic. `run` it from `offset` on, while active."""
 
-    def __init__(self, processor: Processor, offset: int) -> None:
+    def __init__(self, processor: Processor, offset: int | None) -> None:
         self._processor = processor
         self._offset = offset
         self._last: dict[str, StatusRecord | None] = {}
@@ -57,7 +68,9 @@ class Statuses:
 
     async def run(self) -> None:
         """Follow and look, until the last late record must have come."""
-        following = asyncio.get_running_loop().create_task(self._follow(), name="statuses-follow")
+        if self._offset is None or self._processor.core.term == 1:
+            return  # they cannot be read, or nobody was here before
+        following = asyncio.get_running_loop().create_task(self._follow(self._offset), name="statuses-follow")
         clock = self._processor.clock
         until = clock.now_ms() + round(LATE_SECONDS * 1000)
         try:
@@ -66,14 +79,14 @@ class Statuses:
                 self._look()
             if following.done():
                 following.result()
-        except Unavailable as error:
-            log_.warning("partition %d: late statuses are not looked for: %s", self._processor.partition, error)
+        except (Unavailable, InvalidArguments) as error:
+            _say_not_looked_for(self._processor.partition, error)
         finally:
             await end(following)
 
-    async def _follow(self) -> None:
+    async def _follow(self, offset: int) -> None:
         processor = self._processor
-        async for records in processor.log.follow(STATUS, processor.partition, self._offset):
+        async for records in processor.log.follow(STATUS, processor.partition, offset):
             for record in records:
                 self._take(record)
 
