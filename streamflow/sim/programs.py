@@ -101,6 +101,11 @@ async def _play(program: Program) -> Any:
             except TimeoutError:
                 return "timeout"
             return "in time"
+        case "guarded":  # what was begun is undone, whatever ends it
+            try:
+                return await _play(rest[0])
+            finally:
+                await work(rest[1], rest[2], 0)
         case "now":
             before = sf.now()
             await asyncio.sleep(rest[0])
@@ -128,6 +133,8 @@ def expected(program: Program) -> Any:
             return [expected(part) for part in rest[0]]
         case "group":
             return "group failed"
+        case "guarded":
+            return expected(rest[0])
         case "now":
             return True
     raise ValueError(f"unknown part {kind!r}")
@@ -138,6 +145,8 @@ def signals(program: Program) -> list[str]:
     kind, *rest = program
     if kind == "signal":
         return [rest[0]]
+    if kind == "guarded":
+        return signals(rest[0])
     if kind in ("sequence", "gather"):
         return [name for part in rest[0] for name in signals(part)]
     return []
@@ -146,7 +155,9 @@ def signals(program: Program) -> list[str]:
 def make(chance: random.Random, depth: int = 0, prefix: str = "") -> Program:
     """A random program."""
     leaves = ("work", "work", "work", "later", "fail", "sleep", "signal", "deaf", "bounded", "now")
-    kind = chance.choice(leaves if depth == DEPTH_MAX else ("sequence", "gather", "group", "sequence", *leaves[:4]))
+    kind = chance.choice(
+        leaves if depth == DEPTH_MAX else ("sequence", "gather", "group", "guarded", "sequence", *leaves[:4])
+    )
     if depth == 0:
         kind = "sequence"
     match kind:
@@ -164,6 +175,8 @@ def make(chance: random.Random, depth: int = 0, prefix: str = "") -> Program:
             return ["deaf", f"never{prefix}", chance.choice(SLEEPS[:5])]
         case "bounded":
             return ["bounded", chance.choice(SLEEPS[:4])]
+        case "guarded":
+            return ["guarded", make(chance, depth + 1, f"{prefix}-g"), chance.randrange(100), _short(chance)]
         case "group":
             parts = [_tame(chance) for _ in range(chance.randint(0, WIDTH_MAX))]
             return ["group", parts, _short(chance)]

@@ -197,6 +197,14 @@ class Rules:
         if facts.run == run and attempt > facts.attempts[number]:
             raise Violated(f"run {workflow_id}: attempt {attempt} of step {number} began before it was due (2)")
 
+    def ended(self, workflow_id: str, how: str) -> None:
+        """2. A client was told that the run was cancelled or terminated: its history must say so."""
+        closed = self.runs[workflow_id].closed if workflow_id in self.runs else None
+        told = {"cancelled": RunCancelled.__name__, "terminated": RunTerminated.__name__}[how]
+        if type(closed).__name__ != told:
+            raise Violated(f"run {workflow_id}: a client was told {how}, the history says {closed!r} (2)")
+        self.mark(f"run {how}")
+
     def seen(self, workflow_id: str, result: object, encoded: bytes) -> None:
         """2. A client has a result: the turn that says so must be durable and valid."""
         closed = self.runs[workflow_id].closed if workflow_id in self.runs else None
