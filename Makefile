@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+SEEDS ?= 0..299
 
 OTHER := name another interpreter: make PYTHON=/path/to/python3.12
 
@@ -11,7 +12,6 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-SEEDS ?= 0..299
 .PHONY: help demo test check bench format coverage core-coverage pyright clean sim
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test       all tests, doc tests included, and core/ at 100 % branch coverage"
 	@echo "make check      format, lint, types, layers, tidiness"
 	@echo "make bench      how fast it is on this machine"
+	@echo "make sim        the engine in simulated worlds full of faults (SEEDS=A..B)"
 	@echo "make format     write the format and the safe lint fixes"
 	@echo "make coverage   the coverage of the whole package"
 	@echo "make pyright    a second opinion on the types (downloads Node.js where there is none)"
