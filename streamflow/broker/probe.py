@@ -25,6 +25,8 @@ class Probe:
             # A node that starts is tried again soon, not after seconds.
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 200,
+            # One that is stopped holds what it was asked for so long; after that another one is asked.
+            "socket.timeout.ms": 2_000,
         }
         self._client: AdminClient = AdminClient(settings)
 

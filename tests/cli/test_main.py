@@ -18,7 +18,7 @@ from streamflow.errors import Unavailable
 from tests.cli import driver
 
 ENTRIES = {name: entry for section in COMMANDS.values() for name, entry in section.items()}
-OF_ONE_APP = [name for name in ENTRIES if name not in {"demo", "worker", "broker", "topics", "bench"}]
+OF_ONE_APP = [name for name in ENTRIES if name not in {"demo", "worker", "broker", "topics", "bench", "sim"}]
 
 
 def load(name: str) -> click.Command:
