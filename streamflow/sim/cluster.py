@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 from zlib import crc32
 
 from streamflow.codec.avro import decode_timer
@@ -89,12 +89,6 @@ class Stream:
             or (newest[record.key] == record.offset and (record.value is not None or at >= tombstones_before))
         ]
         self.records, self.times = [record for record, _ in kept], [at for _, at in kept]
-
-
-class Landed(NamedTuple):
-    """What became of a write at the brokers, as its sender will be told: `offset` None is a duplicate."""
-
-    offset: int | None
 
 
 class Group:

@@ -35,8 +35,6 @@ from streamflow.worker.processor import Processor, ProcessorState
 from streamflow.worker.restore import Restorer
 from streamflow.worker.state import PartitionState
 
-CLOSING = (RunCompleted, RunFailed, RunCancelled, RunTerminated)
-
 
 class Violated(AssertionError):
     """An invariant does not hold."""

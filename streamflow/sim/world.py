@@ -167,7 +167,7 @@ class World:
         self._events.clear()
 
     def _burst(self, process: Process) -> None:
-        with _sleeping():
+        with _outside_any_loop():
             for _ in range(self.chance.randint(1, BURST_MAX)):
                 process.loop.run_one()
                 if not (process.can_run and process.loop.has_work()):
@@ -197,7 +197,7 @@ class World:
 
 
 @contextmanager
-def _sleeping() -> Iterator[None]:
+def _outside_any_loop() -> Iterator[None]:
     """Step outside of a loop that may be running around the world: a simulated process has one of its own."""
     outer = asyncio._get_running_loop()
     asyncio._set_running_loop(None)
