@@ -7,8 +7,12 @@ RocksDB notices and wipes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import contextvars
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
+from typing import Any
 
 from streamflow.config import Limits
 from streamflow.logs.base import Log
@@ -17,6 +21,8 @@ from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
 from streamflow.worker.executor import Executor
+from streamflow.worker.processes import Unpicklable
+from streamflow.worker.threads import portable
 
 
 class Loss(StrEnum):
@@ -117,6 +123,36 @@ class Disk:
         return DiskStore(self, key, wiped)
 
 
+class SimThreads:
+    """See `streamflow.worker.threads.StepThreads`: a function runs in one piece, some time later."""
+
+    def run(self, function: Callable[[], Any], context: contextvars.Context) -> asyncio.Future[Any]:
+        def work() -> Any:
+            try:
+                return context.run(function)
+            except BaseException as error:  # as the real threads do: whatever it is, it is the step's outcome
+                raise portable(error) from None
+
+        return asyncio.get_running_loop().run_in_executor(None, work)
+
+    def give_up(self, future: asyncio.Future[Any]) -> None:
+        future.cancel()
+
+    def close(self) -> None: ...
+
+
+class SimProcesses:
+    """See `streamflow.worker.processes.StepProcesses`: the very function, since there is one interpreter only."""
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, partial(function, *args))
+        except Unpicklable as error:
+            raise error.rebuilt() from error
+
+    def close(self) -> None: ...
+
+
 class SimHost:
     """See `streamflow.worker.host.Host`."""
 
@@ -134,6 +170,14 @@ class SimHost:
     @property
     def instance(self) -> str | None:
         return None
+
+    @property
+    def threads(self) -> SimThreads:
+        return SimThreads()
+
+    @property
+    def processes(self) -> SimProcesses:
+        return SimProcesses()
 
     def enter(self, executor: Executor, limits: Limits) -> None: ...
 

@@ -47,6 +47,8 @@ class Facts:
     turn: int = 0
     run: int = 0
     closed: Any = None
+    deletions: int = 0
+    """How often all of it was deleted."""
     steps: dict[int, StepScheduled] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
     """The attempt that may run now, by step."""
@@ -54,6 +56,18 @@ class Facts:
     timers: dict[int, int] = field(default_factory=dict)
     fired: set[int] = field(default_factory=set)
     commands: set[str] = field(default_factory=set)
+    begun: dict[tuple[int, int], int] = field(default_factory=dict)
+    """How often the code of a step of a run has begun."""
+
+    def begin(self, run: int) -> None:
+        """Another run begins under the id."""
+        self.run, self.closed = run, None
+        self.steps, self.attempts, self.outcomes, self.timers, self.fired = {}, {}, {}, {}, set()
+
+    def deleted(self) -> None:
+        """Nothing is left of it, but that there was something."""
+        deletions = self.deletions + 1
+        self.__init__(deletions=deletions)  # type: ignore[misc]
 
 
 class _Reader:
@@ -135,8 +149,10 @@ class Rules:
         facts.turn, reader.consumed = turn.turn, turn.consumed
         for event in events:
             self._event(facts, event, turn.at, where)
+        # A run that begins again under its id takes along what was applied before, or that would be applied again.
+        begins = any(type(event) is RunCreated for event in events)
         for command in commands:
-            if command.command_id in facts.commands:
+            if command.command_id in facts.commands and not begins:
                 raise Violated(f"{where}: command {command.command_id} takes effect a second time (3)")
             facts.commands.add(command.command_id)
 
@@ -144,13 +160,15 @@ class Rules:
         if isinstance(event, RunCreated):
             if facts.run and facts.closed is None:
                 raise Violated(f"{where}: created again while it is open (5)")
-            turn = facts.turn
-            facts.__init__(turn=turn, run=event.run, commands=facts.commands)  # type: ignore[misc]
+            facts.begin(event.run)
         elif facts.closed is not None and not isinstance(event, RunDeleted) and type(event).__name__ != "RetentionSet":
             raise Violated(f"{where}: {type(event).__name__} after it closed (5)")
         match event:
             case RunCompleted() | RunFailed() | RunCancelled() | RunTerminated():
                 facts.closed = event
+            case RunDeleted():
+                facts.deleted()
+                self.mark("run deleted")
             case StepScheduled(number=number):
                 if number in facts.steps:
                     raise Violated(f"{where}: step {number} is scheduled twice (3)")
@@ -188,6 +206,8 @@ class Rules:
     def began(self, workflow_id: str, run: int, number: int, attempt: int) -> None:
         """2. A step's code begins: its turn must be durable and valid."""
         facts = self.runs.get(workflow_id)
+        if workflow_id in self.runs and self.runs[workflow_id].deletions:
+            return  # an attempt may outlive its run, and the history of it
         if facts is None or facts.run < run or (facts.run == run and number not in facts.steps):
             raise Violated(
                 f"run {workflow_id}: attempt {attempt} of step {number} began before its turn was durable (2)"
@@ -195,11 +215,19 @@ class Rules:
         if facts.run == run and attempt > facts.attempts[number]:
             raise Violated(f"run {workflow_id}: attempt {attempt} of step {number} began before it was due (2)")
 
+    def exists(self, workflow_id: str) -> bool:
+        """Whether there is, or was, such a run."""
+        return workflow_id in self.runs
+
+    def was_deleted(self, workflow_id: str) -> bool:
+        """Whether all of it was deleted at some time."""
+        return workflow_id in self.runs and self.runs[workflow_id].deletions > 0
+
     def ended(self, workflow_id: str, how: str) -> None:
-        """2. A client was told that the run was cancelled or terminated: its history must say so."""
+        """2. A client was told that the run was cancelled or terminated, or failed: its history must say so."""
         closed = self.runs[workflow_id].closed if workflow_id in self.runs else None
-        told = {"cancelled": RunCancelled.__name__, "terminated": RunTerminated.__name__}[how]
-        if type(closed).__name__ != told:
+        told: type[Any] = {"cancelled": RunCancelled, "terminated": RunTerminated}.get(how, RunFailed)
+        if not isinstance(closed, told):
             raise Violated(f"run {workflow_id}: a client was told {how}, the history says {closed!r} (2)")
         self.mark(f"run {how}")
 

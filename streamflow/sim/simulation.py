@@ -11,16 +11,16 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from streamflow.client.client import Client
-from streamflow.client.handle import Handle
-from streamflow.client.requests import Surroundings
-from streamflow.codec.payload import encode_value
-from streamflow.errors import CommandRejected, StreamflowError, Unavailable, WorkflowCancelled, WorkflowTerminated
+from streamflow.codec.avro import decode_command
+from streamflow.codec.envelope import DecodeError
+from streamflow.config import Limits
+from streamflow.errors import Unavailable
 from streamflow.logs.base import COMMANDS
 from streamflow.sim import programs
 from streamflow.sim.cluster import Cluster, Weather
+from streamflow.sim.driver import Driver
 from streamflow.sim.host import Disk, Loss, SimHost
 from streamflow.sim.log import SimLog
 from streamflow.sim.rules import Rules, Violated
@@ -33,7 +33,8 @@ HEALING_SECONDS: Final = 40 * 86_400.0
 SETTLING_SECONDS: Final = 200.0
 STEPS_MAX: Final = 100_000
 FAULTS: Final = (20, 40)
-RUNS: Final = (4, 12)
+KILLED_WITHIN: Final = 400
+"""A process that is killed or stopped runs up to so many callbacks more: it may happen at any of its awaits."""
 STRANGERS_MAX: Final = 8
 """Commands that others write to the topic."""
 STATE_CHECKED: Final = 0.002
@@ -51,12 +52,36 @@ class Machine:
     disk: Disk = field(default_factory=Disk)
     process: Process | None = None
     worker: Worker | None = None
+    owns: bool = True
+    """Whether it is a candidate for partitions; otherwise it serves the step queue alone."""
+    serves: bool = False
+    """Whether it serves the step queue beside its partitions."""
     lives: int = 0
     wanted: bool = True
 
     @property
     def is_up(self) -> bool:
         return self.process is not None and self.process.is_alive
+
+
+def limits(story: random.Random) -> Limits:
+    """Limits that are met, some of them, in a story as small as these."""
+    return Limits(
+        live_runs_max=story.choice((1, 4, 512)),
+        decided_turns_unacknowledged_max=story.choice((1, 8, 4096)),
+        pass_inputs_max=story.choice((1, 256)),
+        commands_read_max=story.choice((1, 16, 512)),
+        published_offset_batches=story.choice((1, 100)),
+        steps_waiting_max=story.choice((1, 20_000)),
+        queue_read_max=story.choice((1, 16)),
+        queue_window_max=story.choice((1, 8, 256)),
+        outgoing_records_max=story.choice((4, 20_000)),
+        trim_records_min=story.choice((8, 60, 20_000)),
+        snapshot_runs_at_once=story.choice((1, 32)),
+        trim_seconds=story.choice((5.0, 600.0)),
+        commands_kept_seconds=story.choice((70.0, 7 * 86_400.0)),
+        replies_kept_seconds=story.choice((70.0, 3_600.0)),
+    )
 
 
 class Simulation:
@@ -70,29 +95,25 @@ class Simulation:
         self.story = random.Random(f"story {seed}")
         self.cluster = Cluster(self.world, partitions=self.story.randint(1, 4))
         self.rules = Rules(self.cluster)
+        self.limits = limits(self.story)
         self.machines = [Machine(f"m{number}") for number in range(self.story.randint(1, 3))]
-        self.driver = self.world.process("driver")
-        self.programs = {
-            f"run-{number}": programs.make(self.story, prefix="") for number in range(self.story.randint(*RUNS))
-        }
-        self.stopped = {
-            workflow_id: how
-            for workflow_id in self.programs
-            if (how := self.story.choice((None, None, None, None, "cancelled", "terminated"))) is not None
-        }
-        """Runs that the driver asks to stop, and how they may then end."""
+        self.machines += [Machine(f"q{number}", owns=False) for number in range(self.story.randint(0, 2))]
+        if all(machine.owns for machine in self.machines):
+            self.machines[0].serves = True
+        self.driver = Driver(self.cluster, self.world.process("driver"), self.rules, self.story)
         self.faults: list[str] = []
         """What went wrong, in order."""
-        self.results: dict[str, Any] = {}
         self.failure: BaseException | None = None
         self.done = False
         self.world.after_each.append(self._check)
+        if self.story.random() < 0.5:  # else long sleeps pass, and faults come days after the beginning
+            self.world.leap_to = lambda: None
 
     def run(self) -> None:
         """From the first start to the last result."""
         for machine in self.machines:
             self.start(machine)
-        self.driver.run(self._drive())
+        self.driver.process.run(self._drive())
         for number in range(self.story.randint(*FAULTS)):
             at = self.story.uniform(0, FAULTY_SECONDS)
             if number not in self.without:
@@ -106,13 +127,13 @@ class Simulation:
             raise self.failure
         self._settle()
         self.rules.projections()
-        for workflow_id, program in self.programs.items():
-            if workflow_id in self.stopped and workflow_id not in self.results:
-                continue  # it was stopped, as asked
-            if self.results[workflow_id] != programs.expected(program):
-                raise Violated(
-                    f"run {workflow_id}: expected {programs.expected(program)!r}, found {self.results[workflow_id]!r}"
-                )
+
+    async def _drive(self) -> None:
+        try:
+            await self.driver.drive()
+            self.done = True
+        except BaseException as error:  # the story is over, whatever it was
+            self.failure = error
 
     def unhandled(self) -> str | None:
         """What some process's event loop was told of and nobody handled, the first of it."""
@@ -142,7 +163,14 @@ class Simulation:
         programs.observer.set(self._began)
         while True:
             log = SimLog(self.cluster, process, programs.app.name)
-            worker = machine.worker = Worker(programs.app, log, host=SimHost(process, machine.disk))
+            worker = machine.worker = Worker(
+                programs.app,
+                log,
+                host=SimHost(process, machine.disk),
+                limits=self.limits,
+                queues=[programs.QUEUE] if machine.serves or not machine.owns else [],
+                owns_partitions=machine.owns,
+            )
             try:
                 await worker.start()
                 await worker.wait()
@@ -183,17 +211,26 @@ class Simulation:
         self.world.note("fault", self.faults[-1])
 
     def _crash(self, machine: Machine, chance: random.Random) -> str:
+        process = machine.process
+        assert process is not None
         loss = chance.choice((Loss.NOTHING, Loss.NOTHING, Loss.UNFLUSHED, Loss.OLD, Loss.DAMAGED))
-        self.kill(machine, loss)
         seconds = chance.choice((0.1, 1.0, 10.0, 20.0))
-        self._later(seconds, lambda: self.restart(machine))
-        return f"{machine.name} is killed for {seconds:g} s, on its disk: {loss}"
+
+        def strike() -> None:
+            if machine.process is process and process.is_alive:
+                self.kill(machine, loss)
+                self._later(seconds, lambda: self.restart(machine))
+
+        callbacks = chance.randint(0, KILLED_WITHIN)
+        process.after(callbacks, strike)
+        return f"{machine.name} is killed after {callbacks} callbacks, for {seconds:g} s, on its disk: {loss}"
 
     def _pause(self, machine: Machine, chance: random.Random) -> str:
         assert machine.process is not None
         seconds = chance.choice((0.05, 1.0, 5.0, 12.0, 20.0))
-        machine.process.stop(seconds)
-        return f"{machine.name} is stopped for {seconds:g} s"
+        callbacks = chance.randint(0, KILLED_WITHIN)
+        machine.process.after(callbacks, partial(machine.process.stop, seconds))
+        return f"{machine.name} is stopped after {callbacks} callbacks, for {seconds:g} s"
 
     def _leave(self, machine: Machine, chance: random.Random) -> str:
         """SIGTERM, and another life later."""
@@ -249,75 +286,22 @@ class Simulation:
     def heal(self) -> None:
         """From here on nothing goes wrong any more."""
         self.world.note("world", "heals")
+        self.world.leap_to = self.cluster.next_due
         self.cluster.weather = Weather()
         for machine in self.machines:
             self.restart(machine)
-
-    # -- the driver --------------------------------------------------------------------------------------------------
-
-    async def _drive(self) -> None:
-        try:
-            log = SimLog(self.cluster, self.driver, programs.app.name)
-            surroundings = Surroundings(self.world.chance, self.driver.clock.now_ms)
-            async with Client(log, programs.app, surroundings=surroundings) as client:
-                await asyncio.gather(*(self._accompany(client, name) for name in self.programs))
-            self.done = True
-        except BaseException as error:  # the story is over, whatever it was
-            self.failure = error
-
-    async def _accompany(self, client: Client, workflow_id: str) -> None:
-        """Start one run, send its signals, perhaps stop it, and wait for how it ends."""
-        program = self.programs[workflow_id]
-        await asyncio.sleep(self.story.uniform(0, FAULTY_SECONDS / 2))
-        handle = await self._insist(lambda: client.start(programs.play, program, id=workflow_id))
-        stopping = self.stopped.get(workflow_id)
-        beside = None
-        if stopping is not None:
-            beside = asyncio.get_running_loop().create_task(self._stop(handle, stopping))
-        for name in programs.signals(program):
-            await asyncio.sleep(self.story.uniform(0, 5.0))
-            signal = partial(handle.signal, name, f"value of {name}", id=f"{workflow_id}{name}")
-            await self._insist(signal, may_be_closed=stopping is not None)
-        try:
-            result = await self._insist(handle.result)
-        except (WorkflowCancelled, WorkflowTerminated) as error:
-            how = "cancelled" if isinstance(error, WorkflowCancelled) else "terminated"
-            self.rules.ended(workflow_id, how)
-            if how != stopping:
-                raise Violated(f"run {workflow_id}: it was {how}, asked for was {stopping}") from error
-        else:
-            self.rules.seen(workflow_id, result, encode_value(result))
-            self.results[workflow_id] = result
-        if beside is not None:
-            await beside
-
-    async def _stop(self, handle: Handle[Any], how: str) -> None:
-        await asyncio.sleep(self.story.uniform(0, FAULTY_SECONDS))
-        await self._insist(handle.cancel if how == "cancelled" else handle.terminate, may_be_closed=True)
-
-    async def _insist(self, ask: Callable[[], Any], *, may_be_closed: bool = False) -> Any:
-        """Ask again while nobody answers."""
-        while True:
-            try:
-                return await ask()
-            except Unavailable:
-                await asyncio.sleep(1.0)
-            except (WorkflowCancelled, WorkflowTerminated):
-                raise
-            except CommandRejected as error:
-                if may_be_closed:
-                    return None
-                raise Violated(f"the driver was refused: {error!r}") from error
-            except StreamflowError as error:
-                raise Violated(f"the driver was refused: {error!r}") from error
 
     # -- strangers ---------------------------------------------------------------------------------------------------
 
     def _stranger(self, chance: random.Random) -> None:
         """Somebody else writes commands: garbage, or one that was sent before, perhaps to another partition."""
         partition = chance.randrange(self.cluster.partitions)
-        sent = [record for number in range(self.cluster.partitions)
-                for record in self.cluster.stream(COMMANDS, number).records]  # fmt: skip
+        sent = [
+            record
+            for number in range(self.cluster.partitions)
+            for record in self.cluster.stream(COMMANDS, number).records
+            if self._may_come_again(record.value)
+        ]
         if sent and chance.random() < 0.7:
             again = chance.choice(sent)
             self.cluster.land(COMMANDS, partition, [(again.key, again.value)])
@@ -325,6 +309,14 @@ class Simulation:
         else:
             self.cluster.land(COMMANDS, partition, [(b"stranger", chance.randbytes(chance.randint(0, 40)))])
             self.world.note("stranger", f"writes garbage to partition {partition}")
+
+    def _may_come_again(self, value: bytes | None) -> bool:
+        """Whether the command's run is kept: who has forgotten a run would begin it once more."""
+        try:
+            planned = self.driver.plans.get(decode_command(value or b"").workflow_id)
+        except DecodeError:
+            return True
+        return planned is not None and not planned.brief and planned.then is None
 
     # -- the checks --------------------------------------------------------------------------------------------------
 

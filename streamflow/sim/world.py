@@ -47,6 +47,9 @@ class Process:
         """Since when nobody has heard of it: stopped, or dead."""
         self.drift = 1.0
         self.wall_offset = 0.0
+        self.callbacks = 0
+        """How many callbacks of it have run."""
+        self._then: list[tuple[int, int, Callable[[], None]]] = []
         self._born_at = world.now
         self.loop = ProcessLoop(self.monotonic, lambda: world.chance.expovariate(1 / 0.01))
         self.clock = Clock(
@@ -81,6 +84,17 @@ class Process:
                 self.loop.call_soon(callback, *args)
 
         self.world.at(self.world.now + delay, arrive)
+
+    def after(self, callbacks: int, then: Callable[[], None]) -> None:
+        """Let something happen to it between two of its callbacks, after so many more: at any await of its code."""
+        heappush(self._then, (self.callbacks + callbacks, self.world.count(), then))
+
+    def run_one(self) -> None:
+        """Run its next callback, and what is to happen after it."""
+        self.loop.run_one()
+        self.callbacks += 1
+        while self._then and self._then[0][0] <= self.callbacks:
+            heappop(self._then)[2]()
 
     def kill(self) -> None:
         """SIGKILL: nothing of it runs any more."""
@@ -133,8 +147,12 @@ class World:
 
     def at(self, when: float, event: Callable[[], None]) -> None:
         """Let something happen at that time; what is due at the same time happens in the order of these calls."""
+        heappush(self._events, (max(when, self.now), self.count(), event))
+
+    def count(self) -> int:
+        """The next number: of what is due at the same time, the one that was asked for first comes first."""
         self._count += 1
-        heappush(self._events, (max(when, self.now), self._count, event))
+        return self._count
 
     def note(self, who: str, what: str) -> None:
         """Say in the trace what happened."""
@@ -169,7 +187,7 @@ class World:
     def _burst(self, process: Process) -> None:
         with _outside_any_loop():
             for _ in range(self.chance.randint(1, BURST_MAX)):
-                process.loop.run_one()
+                process.run_one()
                 if not (process.can_run and process.loop.has_work()):
                     return
 

@@ -26,8 +26,8 @@ from streamflow.config import Limits
 from streamflow.core.events import StepAttemptFailed, StepCompleted, StepFailed, instant
 from streamflow.errors import InvalidArguments, PayloadTooLarge
 from streamflow.metrics import step_tally
-from streamflow.worker.processes import Processes, run_in_process
-from streamflow.worker.threads import DaemonThreads, Ended
+from streamflow.worker.processes import Processes, StepProcesses, run_in_process
+from streamflow.worker.threads import DaemonThreads, Ended, StepThreads
 from streamflow.workflow.code import StepCall, check_size, error_info, is_interrupt
 from streamflow.workflow.stepinfo import StepInfo, running
 
@@ -99,17 +99,25 @@ class AttemptKey(NamedTuple):
 class Executor:
     """Runs attempts; one per worker process."""
 
-    def __init__(self, clock: Now, *, max_parallel_steps: int, limits: Limits) -> None:
+    def __init__(
+        self,
+        clock: Now,
+        *,
+        max_parallel_steps: int,
+        limits: Limits,
+        threads: StepThreads | None = None,
+        processes: StepProcesses | None = None,
+    ) -> None:
         self.clock = clock
         self.max_parallel_steps = max_parallel_steps
         self.limits = limits
         self.attempts: dict[AttemptKey, Attempt] = {}
         self.running: dict[asyncio.Task[Any], Attempt] = {}
         self.waiting: OrderedDict[AttemptKey, Attempt] = OrderedDict()
-        self.threads = DaemonThreads(
+        self.threads: StepThreads = threads or DaemonThreads(
             min(limits.step_threads_max, max_parallel_steps), stuck_max=limits.stuck_threads_max
         )
-        self.processes = Processes(min(os.cpu_count() or 1, max_parallel_steps))
+        self.processes: StepProcesses = processes or Processes(min(os.cpu_count() or 1, max_parallel_steps))
         self._inner: dict[asyncio.Future[Any], Attempt] = {}
         self._abandoned: set[asyncio.Future[Any]] = set()
         self._wanting_room: set[asyncio.Event] = set()
