@@ -49,6 +49,8 @@ class Facts:
     closed: Any = None
     deletions: int = 0
     """How often all of it was deleted."""
+    turns_deleted: int = 0
+    """How many turns it had then; a status of one of them may come late."""
     steps: dict[int, StepScheduled] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
     """The attempt that may run now, by step."""
@@ -66,8 +68,8 @@ class Facts:
 
     def deleted(self) -> None:
         """Nothing is left of it, but that there was something."""
-        deletions = self.deletions + 1
-        self.__init__(deletions=deletions)  # type: ignore[misc]
+        deletions, turns = self.deletions + 1, max(self.turn, self.turns_deleted)
+        self.__init__(deletions=deletions, turns_deleted=turns)  # type: ignore[misc]
 
 
 class _Reader:
@@ -241,7 +243,7 @@ class Rules:
         """2. A status is visible: so must be its turn."""
         status = decode_status(value)
         facts = self.runs.get(status.workflow_id)
-        if facts is None or status.turn > facts.turn:
+        if facts is None or status.turn > max(facts.turn, facts.turns_deleted):
             raise Violated(
                 f"run {status.workflow_id}: a status of turn {status.turn} is visible, valid are "
                 f"{0 if facts is None else facts.turn} turns (2)"
@@ -280,7 +282,7 @@ class Rules:
                 for record in stream.records:
                     newest[record.key.decode()] = 0 if record.value is None else decode_status(record.value).turn
         for workflow_id, facts in self.runs.items():
-            if newest.get(workflow_id) != facts.turn:
+            if newest.get(workflow_id, 0) != facts.turn:  # a tombstone may be gone, too
                 raise Violated(
                     f"run {workflow_id}: its last status is of turn {newest.get(workflow_id)}, its last turn "
                     f"{facts.turn} (7)"
