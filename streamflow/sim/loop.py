@@ -49,10 +49,12 @@ class ProcessLoop(asyncio.BaseEventLoop):
 
     def has_work(self) -> bool:
         """Whether a callback is ready now; timers that are due become ready."""
-        while (at := self.next_at) is not None and at <= self._now() + RESOLUTION_SECONDS:
-            handle = heappop(self._scheduled)
-            handle._scheduled = False  # type: ignore[attr-defined]
-            self._ready.append(handle)
+        if self._scheduled:
+            due = self._now() + RESOLUTION_SECONDS
+            while (at := self.next_at) is not None and at <= due:
+                handle = heappop(self._scheduled)
+                handle._scheduled = False  # type: ignore[attr-defined]
+                self._ready.append(handle)
         return bool(self._ready)
 
     def run_one(self) -> None:

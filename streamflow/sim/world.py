@@ -100,6 +100,7 @@ class Process:
         """SIGKILL: nothing of it runs any more."""
         self.is_alive = False
         self.silent_since = self.world.now
+        self.world.bury(self)
         self.world.note(self.name, "killed")
 
     def stop(self, seconds: float) -> None:
@@ -127,6 +128,8 @@ class World:
         self.now = 0.0
         self.epoch = EPOCH_SECONDS
         self.processes: list[Process] = []
+        """All that there ever were."""
+        self._alive: list[Process] = []
         self.steps = 0
         self.trace = 0
         """A checksum over everything noted: the same for the same seed, anywhere."""
@@ -143,7 +146,12 @@ class World:
         """One more process."""
         made = Process(self, name)
         self.processes.append(made)
+        self._alive.append(made)
         return made
+
+    def bury(self, process: Process) -> None:
+        """It is dead: not asked for work any more."""
+        self._alive = [each for each in self._alive if each is not process]
 
     def at(self, when: float, event: Callable[[], None]) -> None:
         """Let something happen at that time; what is due at the same time happens in the order of these calls."""
@@ -167,7 +175,7 @@ class World:
             if self.steps >= last_step:
                 raise TooLong(f"not done after {steps:,} steps, at {self.now:.3f} s")
             self.steps += 1
-            ready = [process for process in self.processes if process.can_run and process.loop.has_work()]
+            ready = [process for process in self._alive if not process.is_stopped and process.loop.has_work()]
             if ready:
                 process = self.chance.choice(ready) if len(ready) > 1 else ready[0]
                 self._burst(process)
@@ -181,6 +189,7 @@ class World:
         for process in self.processes:
             process.loop.throw_away()
         self.processes.clear()
+        self._alive.clear()
         self.after_each.clear()
         self._events.clear()
 
@@ -196,7 +205,7 @@ class World:
         if (leap := self.leap_to()) is not None and self.now < leap <= end:
             self.now = leap
             return True
-        timers = [at for process in self.processes if process.can_run and (at := process.next_at) is not None]
+        timers = [at for process in self._alive if not process.is_stopped and (at := process.next_at) is not None]
         next_timer = min(timers, default=None)
         if self._events and (next_timer is None or self._events[0][0] <= next_timer):
             when, _, event = heappop(self._events)
