@@ -13,6 +13,7 @@ import signal as signals
 import threading
 import traceback
 import uuid
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ from streamflow.errors import (
 from streamflow.errors import (
     StepFailed as StepFailedError,
 )
-from streamflow.workflow.loop import LoopsForever, WorkflowLoop
+from streamflow.workflow.loop import EAGER, LoopsForever, WorkflowLoop
 
 if TYPE_CHECKING:
     from streamflow.workflow.definitions import Step, Workflow
@@ -79,6 +80,23 @@ class RunLoop(WorkflowLoop):
     def __init__(self, code: RunCode) -> None:
         super().__init__(code, salt=crc32(f"{code.run.workflow_id}\0{code.run.run}".encode()))
         self.code = code
+
+    def set_task_factory(self, factory: Any) -> None:
+        """Take None, or from Python 3.12 on asyncio.eager_task_factory; tasks of any other have no place (order.py)."""
+        if factory is not None and factory is not EAGER:
+            raise NotInWorkflow(
+                "loop.set_task_factory inside a workflow takes None or asyncio.eager_task_factory: what another makes "
+                "has another order in each replay, in a TaskGroup as in any set; wrap the coroutine where you call it"
+            )
+        super().set_task_factory(factory)
+
+    def _each_once(self, items: Iterable[Any]) -> Collection[Any]:
+        if isinstance(items, set | frozenset) and sum(map(asyncio.iscoroutine, items)) > 1:
+            raise NotInWorkflow(
+                "a set of coroutines has another order in each replay, and so would the steps that they call: pass "
+                "asyncio.as_completed a list"
+            )
+        return super()._each_once(items)
 
     def close(self) -> None:
         """Close, and let go of the run: loop and code hold each other, which would leave them to the collector."""
@@ -185,7 +203,7 @@ class RunCode:
 
     async def call_step(self, call: StepCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Schedule the step and wait for its outcome."""
-        future = self.loop.create_future()  # first: it refuses code that unwinds while its run leaves memory
+        future = self.loop.create_waiter()  # first: it refuses code that unwinds while its run leaves memory
         step = call.step
         encoded = step.signature.encode_args(args, kwargs)
         check_size(encoded, what=f"the arguments of step {call.name}")
@@ -212,7 +230,7 @@ class RunCode:
 
     async def wait_signal(self, name: str, type_: Any) -> Any:
         """Wait for the next signal of that name and decode its value."""
-        future = self.loop.create_future()
+        future = self.loop.create_waiter()
         received = await self._outcome(self.decisions.wait(name), future)
         assert isinstance(received, SignalReceived), received
         if received.error is not None:

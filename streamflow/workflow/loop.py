@@ -36,11 +36,10 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack
-from zlib import crc32
 
 from streamflow.workflow import guard
 from streamflow.workflow.guard import LoopsForever
-from streamflow.workflow.refusing import Refusing
+from streamflow.workflow.order import OrderedFuture, OrderedLoop, OrderedTask
 
 __all__ = ["CALLBACKS_MAX", "Evicted", "LoopsForever", "TimerPort", "WorkflowLoop", "many_drains"]
 
@@ -55,6 +54,9 @@ CLOSE_ATTEMPTS_MAX: Final = 100
 
 EVICTED_MAX: Final = 1_000
 """How often a closed loop raises Evicted before it takes the caller for a loop that swallows everything."""
+
+EAGER: Final = getattr(asyncio, "eager_task_factory", None)
+"""The factory whose tasks are made here instead, with a place of their own; it came with Python 3.12."""
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -108,23 +110,6 @@ class _Timer(asyncio.TimerHandle):
     _scheduled: bool
 
 
-class _Task(asyncio.Task[Any]):
-    """A task with a place of its own in a set: `asyncio.TaskGroup` and `asyncio.wait` go through sets of tasks.
-
-    Where their order came from addresses, a replay would cancel the members of a group in another order than the run
-    did, and decide otherwise.
-    """
-
-    __slots__ = ("_place",)
-
-    def __init__(self, place: int, coro: _Coro[Any], **options: Any) -> None:
-        self._place = place
-        super().__init__(coro, **options)
-
-    def __hash__(self) -> int:
-        return self._place
-
-
 class _Ready(list[Any]):
     """The ready list of a closed loop: what is put there is gone."""
 
@@ -137,7 +122,7 @@ class _Ready(list[Any]):
 _NEVER_READY: Final = _Ready()
 
 
-class WorkflowLoop(Refusing):
+class WorkflowLoop(OrderedLoop):
     """The event loop of one run; see the module's text for the rules."""
 
     __slots__ = (
@@ -152,22 +137,19 @@ class WorkflowLoop(Refusing):
         "_running",
         "_task_factory",
         "_tasks",
-        "_tasks_made",
         "_time",
         "replaying",
         "timers",
     )
 
     def __init__(self, timers: TimerPort, *, callbacks_max: int = CALLBACKS_MAX, salt: int = 0) -> None:
+        super().__init__(salt)
         self.timers: TimerPort | None = timers  # public: from the running loop to the run it belongs to
         self.replaying = False
         # Swapped for a new one on each pass, so the handles of one pass need no marker; a deque would hold a page.
         self._ready: list[Any] = []
         # Strong, unlike asyncio's: when a task dies that nobody refers to must not depend on the garbage collector.
         self._tasks: dict[asyncio.Future[Any], None] = {}
-        self._tasks_made = 0
-        # Of the run, so that the tasks of many runs do not share their places in asyncio's own set of all tasks.
-        self._salt = salt
         self._time = 0.0
         self._running = False
         self._closed = False
@@ -375,6 +357,12 @@ class WorkflowLoop(Refusing):
     def create_future(self) -> asyncio.Future[Any]:
         if self._closed:
             self._evicted()
+        return OrderedFuture(loop=self)
+
+    def create_waiter(self) -> asyncio.Future[Any]:
+        """A future that is awaited once and never comes into a set: cheaper than `create_future`."""
+        if self._closed:
+            self._evicted()
         return asyncio.Future(loop=self)
 
     def create_task(
@@ -387,9 +375,10 @@ class WorkflowLoop(Refusing):
         # Not asyncio's own default, which counts the tasks of the whole process.
         name = f"task-{self._tasks_made}" if name is None else str(name)
         task: asyncio.Task[_T]
-        if self._task_factory is None:
-            place = crc32(self._tasks_made.to_bytes(8, "big"), self._salt)
-            task = _Task(place, coro, loop=self, name=name, context=context, **options)
+        if self._task_factory is None or self._task_factory is EAGER:
+            if self._task_factory is not None:
+                options.setdefault("eager_start", True)
+            task = OrderedTask(self._task_place(), coro, loop=self, name=name, context=context, **options)
         else:
             if context is not None:
                 options["context"] = context
