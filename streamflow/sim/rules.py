@@ -5,10 +5,14 @@ The reading rule is written here once more, so that a mistake in the product's o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamflow.codec.avro import decode_history, decode_status
+from streamflow.codec.avro import decode_command, decode_history, decode_status
+from streamflow.codec.envelope import DecodeError
+from streamflow.config import RECORD_BYTES_MAX
+from streamflow.core.commands import FireTimer
 from streamflow.core.events import (
     Claim,
     RunCancelled,
@@ -28,7 +32,8 @@ from streamflow.core.events import (
     TimerSet,
     Turn,
 )
-from streamflow.logs.base import HISTORY, STATUS
+from streamflow.ids import partition_of
+from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, STATUS
 from streamflow.sim.cluster import Cluster
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.processor import Processor, ProcessorState
@@ -59,12 +64,13 @@ class Facts:
     fired: set[int] = field(default_factory=set)
     commands: set[str] = field(default_factory=set)
     begun: dict[tuple[int, int], int] = field(default_factory=dict)
-    """How often the code of a step of a run has begun."""
+    """How often the code of a step has begun, by attempt."""
 
     def begin(self, run: int) -> None:
         """Another run begins under the id."""
         self.run, self.closed = run, None
         self.steps, self.attempts, self.outcomes, self.timers, self.fired = {}, {}, {}, {}, set()
+        self.begun = {}
 
     def deleted(self) -> None:
         """Nothing is left of it, but that there was something."""
@@ -89,31 +95,42 @@ class Rules:
         self.cluster = cluster
         self.runs: dict[str, Facts] = {}
         self.readers = [_Reader(partition) for partition in range(cluster.partitions)]
-        self.marks: dict[str, int] = {}
-        """How often each rare situation occurred."""
+        self.claimed: list[Callable[[int, int], None]] = []
+        """Called with partition and offset of each claim that counts."""
+        self._timers_sent: set[str] = set()
+        self._statuses: dict[str, int] = {}
         cluster.landed.append(self._landed)
 
     def mark(self, situation: str) -> None:
-        self.marks[situation] = self.marks.get(situation, 0) + 1
+        self.cluster.world.marks[situation] += 1
 
     def _landed(self, topic: str, partition: int, offset: int) -> None:
         record = self.cluster.stream(topic, partition).records[-1]
         assert record.offset == offset, (record, offset)
+        size = len(record.key) + len(record.value or b"")
+        if size > RECORD_BYTES_MAX:
+            raise Violated(f"{topic}[{partition}] {offset} has {size:,} bytes: no broker would take it (8)")
         if topic == HISTORY:
             assert record.value is not None, record
-            self._history(self.readers[partition], decode_history(record.value))
+            self._history(self.readers[partition], decode_history(record.value), offset)
         elif topic == STATUS and record.value is not None:
             self._status(record.value)
+        elif topic == COMMANDS:
+            self._command(partition, record.value)
+        elif topic == DEAD_LETTERS:
+            self.mark("dead letter")
 
     # -- 1: one owner ------------------------------------------------------------------------------------------------
 
-    def _history(self, reader: _Reader, record: Claim | Turn | RunSnapshot) -> None:
+    def _history(self, reader: _Reader, record: Claim | Turn | RunSnapshot, offset: int) -> None:
         """1. Terms only grow; of a term only what follows its claim without a gap counts."""
         if isinstance(record, Claim):
             if record.term > reader.term:
                 if reader.parts:
                     self.mark("part of a split turn lost")
                 reader.term, reader.seq, reader.broken, reader.parts = record.term, 0, False, []
+                for hear in self.claimed:
+                    hear(reader.partition, offset)
             else:
                 self.mark("claim lost")
             return
@@ -133,6 +150,8 @@ class Rules:
             return
         if record.part == 0:
             reader.parts = []
+        if record.part == 1:
+            self.mark("split turn")
         reader.parts.append(record)
         if record.last:
             parts, reader.parts = reader.parts, []
@@ -184,6 +203,8 @@ class Rules:
             case StepCompleted(number=number, attempt=attempt) | StepFailed(number=number, attempt=attempt):
                 self._outcome(facts, number, attempt, where)
                 facts.outcomes[number] = event
+                if isinstance(event, StepFailed) and facts.steps[number].at_most_once:
+                    self.mark("step cut off")
             case StepCancelled(number=number):
                 facts.outcomes[number] = event
             case TimerSet(number=number, fire_at=fire_at):
@@ -203,6 +224,22 @@ class Rules:
                 f"{where}: step {number} has an outcome of attempt {attempt}, expected {facts.attempts.get(number)} (3)"
             )
 
+    def _command(self, partition: int, value: bytes | None) -> None:
+        """Nothing of a command must hold, since anyone writes them; only what is rare is counted."""
+        try:
+            command = decode_command(value or b"")
+        except DecodeError:
+            return
+        if partition_of(command.workflow_id, self.cluster.partitions) != partition:
+            self.mark("command on the wrong partition")
+        facts = self.runs.get(command.workflow_id)
+        if facts is not None and command.command_id in facts.commands:
+            self.mark("command repeated")
+        if isinstance(command.body, FireTimer):
+            if command.command_id in self._timers_sent:
+                self.mark("timer sent again")
+            self._timers_sent.add(command.command_id)
+
     # -- 2: durable first --------------------------------------------------------------------------------------------
 
     def began(self, workflow_id: str, run: int, number: int, attempt: int) -> None:
@@ -216,6 +253,17 @@ class Rules:
             )
         if facts.run == run and attempt > facts.attempts[number]:
             raise Violated(f"run {workflow_id}: attempt {attempt} of step {number} began before it was due (2)")
+        if facts.run == run:
+            self._begun(facts, workflow_id, number, attempt)
+
+    def _begun(self, facts: Facts, workflow_id: str, number: int, attempt: int) -> None:
+        """3. What may run once at most does; of the others an attempt may run again, if its outcome was lost."""
+        scheduled = facts.steps[number]
+        times = facts.begun[number, attempt] = facts.begun.get((number, attempt), 0) + 1
+        if times > 1:
+            if scheduled.at_most_once:
+                raise Violated(f"run {workflow_id}: step {number} began {times} times, and may once (3)")
+            self.mark("attempt begun again" if scheduled.queue is None else "queued attempt begun again")
 
     def exists(self, workflow_id: str) -> bool:
         """Whether there is, or was, such a run."""
@@ -242,6 +290,9 @@ class Rules:
     def _status(self, value: bytes) -> None:
         """2. A status is visible: so must be its turn."""
         status = decode_status(value)
+        if status.turn < self._statuses.get(status.workflow_id, 0):
+            self.mark("old status came late")
+        self._statuses[status.workflow_id] = status.turn
         facts = self.runs.get(status.workflow_id)
         if facts is None or status.turn > max(facts.turn, facts.turns_deleted):
             raise Violated(
@@ -254,11 +305,12 @@ class Rules:
     def state(self, processor: Processor) -> None:
         """4. The state rebuilt from the log is byte for byte the owner's at that offset."""
         stream = self.cluster.stream(HISTORY, processor.partition)
-        if processor.status is not ProcessorState.ACTIVE or stream.start:
+        if processor.status is not ProcessorState.ACTIVE:
             return
         offset = processor.state.applied_offset
         fresh = PartitionState(MemoryStore())
         restorer = Restorer(fresh, processor.partition)
+        restorer.trimmed = stream.start > 0
         records = stream.records[: stream.index(offset)]
         if not records:
             return
@@ -270,7 +322,7 @@ class Rules:
                 f"partition {processor.partition} at offset {offset}: the state differs from that of the log in "
                 f"{len(keys)} rows, first {keys[0]!r}: {found.get(keys[0])!r} and {rebuilt.get(keys[0])!r} (4)"
             )
-        self.mark("state compared")
+        self.mark("state compared" if not stream.start else "state compared with a trimmed log")
 
     # -- 7: projections ----------------------------------------------------------------------------------------------
 
