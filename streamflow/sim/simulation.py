@@ -73,7 +73,6 @@ def limits(story: random.Random) -> Limits:
         pass_inputs_max=story.choice((1, 256)),
         commands_read_max=story.choice((1, 16, 512)),
         published_offset_batches=story.choice((1, 100)),
-        steps_waiting_max=story.choice((1, 20_000)),
         queue_read_max=story.choice((1, 16)),
         queue_window_max=story.choice((1, 8, 256)),
         outgoing_records_max=story.choice((4, 20_000)),
