@@ -5,14 +5,15 @@ The reading rule is written here once more, so that a mistake in the product's o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from streamflow.codec.avro import decode_command, decode_history, decode_status
+from streamflow.codec.avro import decode_command, decode_history, decode_reply, decode_status, decode_timer
 from streamflow.codec.envelope import DecodeError
 from streamflow.config import RECORD_BYTES_MAX
-from streamflow.core.commands import FireTimer
+from streamflow.core.commands import CleanupWorkflow, Command, FireTimer, Query, StartWorkflow
+from streamflow.core.effects import StatusRecord
 from streamflow.core.events import (
     Claim,
     RunCancelled,
@@ -32,13 +33,23 @@ from streamflow.core.events import (
     TimerSet,
     Turn,
 )
+from streamflow.core.machines.run import Run
+from streamflow.core.reading import join
 from streamflow.ids import partition_of
-from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, STATUS
+from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS
 from streamflow.sim.cluster import Cluster
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.processor import Processor, ProcessorState
 from streamflow.worker.restore import Restorer
 from streamflow.worker.state import PartitionState
+
+STATES: Final[Mapping[str, type[Any]]] = {
+    "completed": RunCompleted,
+    "failed": RunFailed,
+    "cancelled": RunCancelled,
+    "terminated": RunTerminated,
+}
+"""How a run is closed, by the state that its status shows."""
 
 
 class Violated(AssertionError):
@@ -63,6 +74,12 @@ class Facts:
     timers: dict[int, int] = field(default_factory=dict)
     fired: set[int] = field(default_factory=set)
     commands: set[str] = field(default_factory=set)
+    due: dict[int, int] = field(default_factory=dict)
+    """When the next attempt of a step may begin, by step, where that is later than its turn."""
+    done: set[bytes] = field(default_factory=set)
+    """What was begun that must be undone, and was not yet."""
+    turns: list[Turn] = field(default_factory=list)
+    """All of its turns."""
     begun: dict[tuple[int, int], int] = field(default_factory=dict)
     """How often the code of a step has begun, by attempt."""
 
@@ -70,7 +87,7 @@ class Facts:
         """Another run begins under the id."""
         self.run, self.closed = run, None
         self.steps, self.attempts, self.outcomes, self.timers, self.fired = {}, {}, {}, {}, set()
-        self.begun = {}
+        self.begun, self.due, self.done = {}, {}, set()
 
     def deleted(self) -> None:
         """Nothing is left of it, but that there was something."""
@@ -98,6 +115,7 @@ class Rules:
         self.claimed: list[Callable[[int, int], None]] = []
         """Called with partition and offset of each claim that counts."""
         self._timers_sent: set[str] = set()
+        self._asked: dict[str, Command] = {}
         self._statuses: dict[str, int] = {}
         cluster.landed.append(self._landed)
 
@@ -117,6 +135,10 @@ class Rules:
             self._status(record.value)
         elif topic == COMMANDS:
             self._command(partition, record.value)
+        elif topic == TIMERS and record.value is not None:
+            self._timer(record.value)
+        elif topic == REPLIES and record.value is not None:
+            self._reply(record.value)
         elif topic == DEAD_LETTERS:
             self.mark("dead letter")
 
@@ -155,12 +177,13 @@ class Rules:
         reader.parts.append(record)
         if record.last:
             parts, reader.parts = reader.parts, []
-            self._turn(reader, record, [event for part in parts for event in part.events],
-                       [command for part in parts for command in part.commands])  # fmt: skip
+            whole = join(parts)
+            assert isinstance(whole, Turn), whole
+            self._turn(reader, whole)
 
     # -- 3, 5: once, in time, closed for good ------------------------------------------------------------------------
 
-    def _turn(self, reader: _Reader, turn: Turn, events: list[Any], commands: list[Any]) -> None:
+    def _turn(self, reader: _Reader, turn: Turn) -> None:
         facts = self.runs.setdefault(turn.workflow_id, Facts())
         where = f"run {turn.workflow_id}, turn {turn.turn}"
         if turn.turn != facts.turn + 1:
@@ -168,11 +191,12 @@ class Rules:
         if turn.consumed < reader.consumed:
             raise Violated(f"{where}: consumed went back from {reader.consumed} to {turn.consumed} (1)")
         facts.turn, reader.consumed = turn.turn, turn.consumed
-        for event in events:
+        facts.turns.append(turn)
+        for event in turn.events:
             self._event(facts, event, turn.at, where)
         # A run that begins again under its id takes along what was applied before, or that would be applied again.
-        begins = any(type(event) is RunCreated for event in events)
-        for command in commands:
+        begins = any(type(event) is RunCreated for event in turn.events)
+        for command in turn.commands:
             if command.command_id in facts.commands and not begins:
                 raise Violated(f"{where}: command {command.command_id} takes effect a second time (3)")
             facts.commands.add(command.command_id)
@@ -187,6 +211,9 @@ class Rules:
         match event:
             case RunCompleted() | RunFailed() | RunCancelled() | RunTerminated():
                 facts.closed = event
+                # Terminated, or out of time, it stops where it stands.
+                if facts.done and isinstance(event, RunCompleted | RunCancelled):
+                    raise Violated(f"{where}: it is closed, and {min(facts.done)!r} was never undone (6)")
             case RunDeleted():
                 facts.deleted()
                 self.mark("run deleted")
@@ -194,12 +221,21 @@ class Rules:
                 if number in facts.steps:
                     raise Violated(f"{where}: step {number} is scheduled twice (3)")
                 facts.steps[number] = event
-                facts.attempts[number] = 1
+                self._next_attempt(facts, number, 1, event.start_at or 0, at)
+                what = event.args[1:-1].partition(b",")[0]
+                if event.name == "do":
+                    facts.done.add(what)
+                elif event.name == "undo":
+                    facts.done.discard(what)
             case StepDue(number=number, attempt=attempt):
+                if at < facts.due.get(number, 0):
+                    raise Violated(
+                        f"{where}: attempt {attempt} of step {number} is due {facts.due[number] - at} ms early (5)"
+                    )
                 facts.attempts[number] = attempt
-            case StepAttemptFailed(number=number, attempt=attempt):
+            case StepAttemptFailed(number=number, attempt=attempt, retry_at=retry_at):
                 self._outcome(facts, number, attempt, where)
-                facts.attempts[number] = attempt + 1
+                self._next_attempt(facts, number, attempt + 1, retry_at, at)
             case StepCompleted(number=number, attempt=attempt) | StepFailed(number=number, attempt=attempt):
                 self._outcome(facts, number, attempt, where)
                 facts.outcomes[number] = event
@@ -215,6 +251,12 @@ class Rules:
                 if number in facts.fired:
                     raise Violated(f"{where}: timer {number} fired twice (5)")
                 facts.fired.add(number)
+
+    @staticmethod
+    def _next_attempt(facts: Facts, number: int, attempt: int, due: int, at: int) -> None:
+        """The attempt may begin now; or when it is due, which is then recorded first."""
+        facts.due[number] = due
+        facts.attempts[number] = attempt if due <= at else attempt - 1
 
     def _outcome(self, facts: Facts, number: int, attempt: int, where: str) -> None:
         if number in facts.outcomes:
@@ -232,6 +274,7 @@ class Rules:
             return
         if partition_of(command.workflow_id, self.cluster.partitions) != partition:
             self.mark("command on the wrong partition")
+        self._asked[command.command_id] = command
         facts = self.runs.get(command.workflow_id)
         if facts is not None and command.command_id in facts.commands:
             self.mark("command repeated")
@@ -300,6 +343,27 @@ class Rules:
                 f"{0 if facts is None else facts.turn} turns (2)"
             )
 
+    def _timer(self, value: bytes) -> None:
+        """2. A timer is set: so must be what it is for."""
+        timer = decode_timer(value)
+        facts = self.runs.get(timer.workflow_id)
+        known: dict[str, Mapping[int, object]] = {} if facts is None else {"sleep": facts.timers, "step": facts.steps}
+        if facts is not None and (facts.deletions or timer.run < facts.run):
+            return  # of a run that is over
+        if facts is None or timer.run > facts.run or timer.number not in known.get(timer.kind, {0: None}):
+            raise Violated(f"run {timer.workflow_id}: {timer} is set before its turn was durable (2)")
+
+    def _reply(self, value: bytes) -> None:
+        """2. A sender is told that its command was accepted: the turn that says so must be durable and valid."""
+        reply = decode_reply(value)
+        command, facts = self._asked.get(reply.command_id), self.runs.get(reply.workflow_id)
+        if command is None or not reply.accepted or isinstance(command.body, Query | CleanupWorkflow):
+            return
+        attached = isinstance(command.body, StartWorkflow) and facts is not None and facts.run > 0
+        if facts is not None and (attached or facts.deletions or reply.command_id in facts.commands):
+            return
+        raise Violated(f"run {reply.workflow_id}: {command.body} was accepted before its turn was durable (2)")
+
     # -- 4: the state is the log -------------------------------------------------------------------------------------
 
     def state(self, processor: Processor) -> None:
@@ -327,15 +391,20 @@ class Rules:
     # -- 7: projections ----------------------------------------------------------------------------------------------
 
     def projections(self) -> None:
-        """7. At the end, the newest status of each run is that of its last turn."""
-        newest: dict[str, int] = {}
+        """7. At the end, the newest status of each run is what a fresh fold of its turns says."""
+        newest: dict[str, StatusRecord | None] = {}
         for (topic, _), stream in self.cluster.streams.items():
             if topic == STATUS:
                 for record in stream.records:
-                    newest[record.key.decode()] = 0 if record.value is None else decode_status(record.value).turn
+                    newest[record.key.decode()] = None if record.value is None else decode_status(record.value)
         for workflow_id, facts in self.runs.items():
-            if newest.get(workflow_id, 0) != facts.turn:  # a tombstone may be gone, too
-                raise Violated(
-                    f"run {workflow_id}: its last status is of turn {newest.get(workflow_id)}, its last turn "
-                    f"{facts.turn} (7)"
-                )
+            run = Run(workflow_id=workflow_id)
+            for turn in facts.turns:
+                run.fold(turn)
+            wanted, found = run.status() if facts.turns else None, newest.get(workflow_id)
+            if found != wanted:
+                raise Violated(f"run {workflow_id}: its last status is {found}, expected {wanted} (7)")
+            if found is not None and (found.state in STATES) != (facts.closed is not None):
+                raise Violated(f"run {workflow_id}: its status says {found.state}, its history {facts.closed!r} (7)")
+            if found is not None and facts.closed is not None and type(facts.closed) is not STATES[found.state]:
+                raise Violated(f"run {workflow_id}: its status says {found.state}, its history {facts.closed!r} (7)")
