@@ -6,11 +6,12 @@ The reading rule is written here once more, so that a mistake in the product's o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from streamflow.codec.avro import decode_history, decode_status
+from streamflow.codec.avro import decode_history, decode_status, decode_timer
 from streamflow.core.events import (
     Claim,
+    RunBlocked,
     RunCancelled,
     RunCompleted,
     RunCreated,
@@ -28,12 +29,15 @@ from streamflow.core.events import (
     TimerSet,
     Turn,
 )
-from streamflow.logs.base import HISTORY, STATUS
+from streamflow.logs.base import HISTORY, STATUS, TIMERS
 from streamflow.sim.cluster import Cluster
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.processor import Processor, ProcessorState
 from streamflow.worker.restore import Restorer
 from streamflow.worker.state import PartitionState
+
+OVERDUE_SECONDS: Final = 7_200.0
+"""Timers that were due so long ago are over: clocks are an hour off at most."""
 
 
 class Violated(AssertionError):
@@ -49,7 +53,9 @@ class Facts:
     closed: Any = None
     steps: dict[int, StepScheduled] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
-    """The attempt that may run now, by step."""
+    """The attempt that runs now or comes next, by step."""
+    due: dict[int, int] = field(default_factory=dict)
+    """Of steps whose next attempt must wait: when it may start."""
     outcomes: dict[int, object] = field(default_factory=dict)
     timers: dict[int, int] = field(default_factory=dict)
     fired: set[int] = field(default_factory=set)
@@ -61,7 +67,7 @@ class _Reader:
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
-        self.term = self.seq = self.consumed = 0
+        self.term = self.seq = self.consumed = self.at = 0
         self.broken = False
         self.parts: list[Turn] = []
 
@@ -132,7 +138,9 @@ class Rules:
             raise Violated(f"{where}: expected turn {facts.turn + 1}: its turns have a hole or repeat (1)")
         if turn.consumed < reader.consumed:
             raise Violated(f"{where}: consumed went back from {reader.consumed} to {turn.consumed} (1)")
-        facts.turn, reader.consumed = turn.turn, turn.consumed
+        if turn.at < reader.at:
+            raise Violated(f"{where}: its time is {reader.at - turn.at} ms before that of the turn before it (1)")
+        facts.turn, reader.consumed, reader.at = turn.turn, turn.consumed, turn.at
         for event in events:
             self._event(facts, event, turn.at, where)
         for command in commands:
@@ -156,11 +164,15 @@ class Rules:
                     raise Violated(f"{where}: step {number} is scheduled twice (3)")
                 facts.steps[number] = event
                 facts.attempts[number] = 1
-            case StepDue(number=number, attempt=attempt):
-                facts.attempts[number] = attempt
+                if event.start_at is not None:
+                    facts.due[number] = event.start_at
+            case StepDue(number=number):
+                if (early := facts.due.pop(number, at) - at) > 0:
+                    raise Violated(f"{where}: an attempt of step {number} is due {early} ms early (5)")
             case StepAttemptFailed(number=number, attempt=attempt):
                 self._outcome(facts, number, attempt, where)
                 facts.attempts[number] = attempt + 1
+                facts.due[number] = event.retry_at
             case StepCompleted(number=number, attempt=attempt) | StepFailed(number=number, attempt=attempt):
                 self._outcome(facts, number, attempt, where)
                 facts.outcomes[number] = event
@@ -174,6 +186,8 @@ class Rules:
                 if number in facts.fired:
                     raise Violated(f"{where}: timer {number} fired twice (5)")
                 facts.fired.add(number)
+            case RunBlocked(error=error):
+                raise Violated(f"{where}: the code has not changed, and does not fit its history: {error.message} (4)")
 
     def _outcome(self, facts: Facts, number: int, attempt: int, where: str) -> None:
         if number in facts.outcomes:
@@ -192,7 +206,7 @@ class Rules:
             raise Violated(
                 f"run {workflow_id}: attempt {attempt} of step {number} began before its turn was durable (2)"
             )
-        if facts.run == run and attempt > facts.attempts[number]:
+        if facts.run == run and attempt + (number in facts.due) > facts.attempts[number]:
             raise Violated(f"run {workflow_id}: attempt {attempt} of step {number} began before it was due (2)")
 
     def ended(self, workflow_id: str, how: str) -> None:
@@ -245,15 +259,22 @@ class Rules:
     # -- 7: projections ----------------------------------------------------------------------------------------------
 
     def projections(self) -> None:
-        """7. At the end, the newest status of each run is that of its last turn."""
+        """7. At the end, the newest status of each run is that of its last turn, and timers that are over are gone."""
         newest: dict[str, int] = {}
+        timers: dict[bytes, bytes | None] = {}
         for (topic, _), stream in self.cluster.streams.items():
             if topic == STATUS:
                 for record in stream.records:
                     newest[record.key.decode()] = 0 if record.value is None else decode_status(record.value).turn
+            elif topic == TIMERS:
+                timers.update((record.key, record.value) for record in stream.records)
         for workflow_id, facts in self.runs.items():
             if newest.get(workflow_id) != facts.turn:
                 raise Violated(
                     f"run {workflow_id}: its last status is of turn {newest.get(workflow_id)}, its last turn "
                     f"{facts.turn} (7)"
                 )
+        over_at = (self.cluster.world.epoch + self.cluster.world.now - OVERDUE_SECONDS) * 1000
+        for key, value in timers.items():
+            if value is not None and decode_timer(value).fire_at < over_at:
+                raise Violated(f"timer {key!r} is on its topic long after it was due (7)")
