@@ -433,6 +433,16 @@ def replay_at_the_present_time() -> Patch:
     return swap(Execution, "_settle", settle)
 
 
+@mutation("1", "5", seeds=31)
+def load_a_run_without_its_turns_under_way() -> Patch:
+    """A run that comes back to memory knows only what is durable."""
+
+    def turns(self: Processor, workflow_id: str) -> list[Turn]:
+        return self.state.current_turns(workflow_id)
+
+    return swap(Processor, "turns", turns)
+
+
 @mutation("4", seeds=1)
 def restore_a_wrong_first_turn() -> Patch:
     """The summary of a restored run says that its run began a turn earlier."""
@@ -479,7 +489,7 @@ def wait_for_a_signal_for_ever() -> Patch:
 # -- timers ----------------------------------------------------------------------------------------------------------
 
 
-@mutation("5", seeds=0)
+@mutation("5", seeds=10)
 def fire_timers_early() -> Patch:
     """Timers are due 0.4 s before their time."""
 
