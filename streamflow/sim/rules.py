@@ -16,6 +16,7 @@ from streamflow.core.commands import CleanupWorkflow, Command, FireTimer, Query,
 from streamflow.core.effects import StatusRecord
 from streamflow.core.events import (
     Claim,
+    RunBlocked,
     RunCancelled,
     RunCompleted,
     RunCreated,
@@ -50,6 +51,9 @@ STATES: Final[Mapping[str, type[Any]]] = {
     "terminated": RunTerminated,
 }
 """How a run is closed, by the state that its status shows."""
+
+OVERDUE_SECONDS: Final = 7_200.0
+"""Timers that were due so long ago are over: clocks are an hour off at most."""
 
 
 class Violated(AssertionError):
@@ -100,7 +104,7 @@ class _Reader:
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
-        self.term = self.seq = self.consumed = 0
+        self.term = self.seq = self.consumed = self.at = 0
         self.broken = False
         self.parts: list[Turn] = []
 
@@ -190,7 +194,9 @@ class Rules:
             raise Violated(f"{where}: expected turn {facts.turn + 1}: its turns have a hole or repeat (1)")
         if turn.consumed < reader.consumed:
             raise Violated(f"{where}: consumed went back from {reader.consumed} to {turn.consumed} (1)")
-        facts.turn, reader.consumed = turn.turn, turn.consumed
+        if turn.at < reader.at:
+            raise Violated(f"{where}: its time is {reader.at - turn.at} ms before that of the turn before it (1)")
+        facts.turn, reader.consumed, reader.at = turn.turn, turn.consumed, turn.at
         facts.turns.append(turn)
         for event in turn.events:
             self._event(facts, event, turn.at, where)
@@ -251,6 +257,8 @@ class Rules:
                 if number in facts.fired:
                     raise Violated(f"{where}: timer {number} fired twice (5)")
                 facts.fired.add(number)
+            case RunBlocked(error=error):
+                raise Violated(f"{where}: the code has not changed, and does not fit its history: {error.message} (4)")
 
     @staticmethod
     def _next_attempt(facts: Facts, number: int, attempt: int, due: int, at: int) -> None:
@@ -391,12 +399,21 @@ class Rules:
     # -- 7: projections ----------------------------------------------------------------------------------------------
 
     def projections(self) -> None:
-        """7. At the end, the newest status of each run is what a fresh fold of its turns says."""
+        """7. At the end, the newest status of each run is what a fresh fold of its turns says, and timers are gone
+        that are over.
+        """
         newest: dict[str, StatusRecord | None] = {}
+        timers: dict[bytes, bytes | None] = {}
         for (topic, _), stream in self.cluster.streams.items():
             if topic == STATUS:
                 for record in stream.records:
                     newest[record.key.decode()] = None if record.value is None else decode_status(record.value)
+            elif topic == TIMERS:
+                timers.update((record.key, record.value) for record in stream.records)
+        over_at = (self.cluster.world.epoch + self.cluster.world.now - OVERDUE_SECONDS) * 1000
+        for key, value in timers.items():
+            if value is not None and decode_timer(value).fire_at < over_at:
+                raise Violated(f"timer {key!r} is on its topic long after it was due (7)")
         for workflow_id, facts in self.runs.items():
             run = Run(workflow_id=workflow_id)
             for turn in facts.turns:
