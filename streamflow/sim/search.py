@@ -31,7 +31,7 @@ class Verdict:
 
 def play(seed: int, *, without: frozenset[int] = frozenset()) -> Verdict:
     """Let the story of a seed happen. The product's own log lines are not shown: there would be thousands."""
-    with _quiet(), _no_collector():
+    with quietly():
         return _play(Simulation(seed, without=without))
 
 
@@ -84,6 +84,13 @@ def search(seeds: Iterable[int], *, jobs: int) -> Iterator[Verdict]:
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         yield from pool.imap(play, seeds, chunksize=4)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """As worlds are to be played: without log lines, and without the collector."""
+    with _quiet(), _no_collector():
+        yield
 
 
 @contextmanager
