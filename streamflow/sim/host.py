@@ -7,8 +7,12 @@ RocksDB notices and wipes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextvars import Context
 from enum import StrEnum
+from typing import Any, TypeAlias
 
 from streamflow.config import Limits
 from streamflow.logs.base import Log
@@ -17,6 +21,10 @@ from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
 from streamflow.worker.executor import Executor
+from streamflow.worker.threads import portable
+from streamflow.workflow.definitions import Step
+
+Around: TypeAlias = "Callable[[Step[..., Any]], Callable[..., Awaitable[Any]]]"
 
 
 class Loss(StrEnum):
@@ -117,11 +125,32 @@ class Disk:
         return DiskStore(self, key, wiped)
 
 
-class SimHost:
-    """See `streamflow.worker.host.Host`."""
+class SimThreads:
+    """Threads as the product sees them: a plain `def` step is done some time later, in one piece, in no thread."""
 
-    def __init__(self, process: Process, disk: Disk) -> None:
-        self._process, self._disk = process, disk
+    def __init__(self, process: Process) -> None:
+        self._loop = process.loop
+
+    def run(self, function: Callable[[], Any], context: Context) -> asyncio.Future[Any]:
+        def work() -> Any:
+            try:
+                return context.run(function)
+            except BaseException as error:  # whatever the step raises is its outcome
+                raise portable(error) from error.__cause__
+
+        return self._loop.run_in_executor(None, work)
+
+    def give_up(self, future: asyncio.Future[Any]) -> None:
+        future.cancel()
+
+    def close(self) -> None: ...
+
+
+class SimHost:
+    """See `streamflow.worker.host.Host`. `around` makes, of a step's function, the one that runs in its place."""
+
+    def __init__(self, process: Process, disk: Disk, around: Around | None = None) -> None:
+        self._process, self._disk, self._around = process, disk, around
 
     @property
     def name(self) -> str:
@@ -135,7 +164,17 @@ class SimHost:
     def instance(self) -> str | None:
         return None
 
-    def enter(self, executor: Executor, limits: Limits) -> None: ...
+    def enter(self, executor: Executor, limits: Limits) -> None:
+        executor.threads = SimThreads(self._process)
+        executor.stand_in = self._stand_in
+
+    def _stand_in(self, step: Step[..., Any]) -> Step[..., Any]:
+        """The step as it runs here: in no process of its own, and with what was put around it."""
+        found = copy.copy(step)
+        found.process = False
+        if self._around is not None:
+            found.function, found.is_async = self._around(step), True
+        return found
 
     def leave(self) -> None: ...
 

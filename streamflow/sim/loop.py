@@ -98,10 +98,13 @@ class ProcessLoop(asyncio.BaseEventLoop):
         def work() -> None:
             if future.cancelled():
                 return
+            events._set_running_loop(None)  # a thread has none
             try:
                 future.set_result(func(*args))
             except BaseException as error:  # as an executor does: it is the caller's
                 future.set_exception(error)
+            finally:
+                events._set_running_loop(self)
 
         self.call_later(self._later(), work)
         return future

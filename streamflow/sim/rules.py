@@ -5,6 +5,7 @@ The reading rule is written here once more, so that a mistake in the product's o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,8 @@ class Facts:
     timers: dict[int, int] = field(default_factory=dict)
     fired: set[int] = field(default_factory=set)
     commands: set[str] = field(default_factory=set)
+    deleted: int = 0
+    """The last turn of the runs under this id that were deleted."""
 
 
 class _Reader:
@@ -75,6 +78,8 @@ class Rules:
         self.readers = [_Reader(partition) for partition in range(cluster.partitions)]
         self.marks: dict[str, int] = {}
         """How often each rare situation occurred."""
+        self.turned: list[Callable[[Turn, list[Any]], None]] = []
+        """Called with each valid turn (its last part) and all of its events."""
         cluster.landed.append(self._landed)
 
     def mark(self, situation: str) -> None:
@@ -139,13 +144,18 @@ class Rules:
             if command.command_id in facts.commands:
                 raise Violated(f"{where}: command {command.command_id} takes effect a second time (3)")
             facts.commands.add(command.command_id)
+        if isinstance(events[-1] if events else None, RunDeleted):
+            # Its turns begin at 1 again, and a command that comes late begins it anew; old statuses may still land.
+            self.runs[turn.workflow_id] = Facts(deleted=max(turn.turn, facts.deleted))
+        for hear in self.turned:
+            hear(turn, events)
 
     def _event(self, facts: Facts, event: Any, at: int, where: str) -> None:
         if isinstance(event, RunCreated):
             if facts.run and facts.closed is None:
                 raise Violated(f"{where}: created again while it is open (5)")
             turn = facts.turn
-            facts.__init__(turn=turn, run=event.run, commands=facts.commands)  # type: ignore[misc]
+            facts.__init__(turn=turn, run=event.run, commands=facts.commands, deleted=facts.deleted)  # type: ignore[misc]
         elif facts.closed is not None and not isinstance(event, RunDeleted) and type(event).__name__ != "RetentionSet":
             raise Violated(f"{where}: {type(event).__name__} after it closed (5)")
         match event:
@@ -188,6 +198,8 @@ class Rules:
     def began(self, workflow_id: str, run: int, number: int, attempt: int) -> None:
         """2. A step's code begins: its turn must be durable and valid."""
         facts = self.runs.get(workflow_id)
+        if facts is not None and facts.deleted:
+            return  # it may be of a run that is gone
         if facts is None or facts.run < run or (facts.run == run and number not in facts.steps):
             raise Violated(
                 f"run {workflow_id}: attempt {attempt} of step {number} began before its turn was durable (2)"
@@ -213,7 +225,7 @@ class Rules:
         """2. A status is visible: so must be its turn."""
         status = decode_status(value)
         facts = self.runs.get(status.workflow_id)
-        if facts is None or status.turn > facts.turn:
+        if facts is None or status.turn > max(facts.turn, facts.deleted):
             raise Violated(
                 f"run {status.workflow_id}: a status of turn {status.turn} is visible, valid are "
                 f"{0 if facts is None else facts.turn} turns (2)"
@@ -252,7 +264,7 @@ class Rules:
                 for record in stream.records:
                     newest[record.key.decode()] = 0 if record.value is None else decode_status(record.value).turn
         for workflow_id, facts in self.runs.items():
-            if newest.get(workflow_id) != facts.turn:
+            if newest.get(workflow_id, 0) != facts.turn:
                 raise Violated(
                     f"run {workflow_id}: its last status is of turn {newest.get(workflow_id)}, its last turn "
                     f"{facts.turn} (7)"

@@ -50,7 +50,7 @@ class Process:
         self._born_at = world.now
         self.loop = ProcessLoop(self.monotonic, lambda: world.chance.expovariate(1 / 0.01))
         self.clock = Clock(
-            wall=lambda: int((EPOCH_SECONDS + self.world.now + self.wall_offset) * 1e9),
+            wall=lambda: int((world.epoch + self.world.now + self.wall_offset) * 1e9),
             monotonic=lambda: int(self.monotonic() * 1e9),
         )
 
@@ -107,11 +107,12 @@ class Process:
 class World:
     """One simulated world."""
 
-    def __init__(self, seed: int | str) -> None:
+    def __init__(self, seed: int | str, *, epoch: float = EPOCH_SECONDS) -> None:
         self.seed = seed
         self.chance = random.Random(f"streamflow {seed}")
         self.now = 0.0
-        self.epoch = EPOCH_SECONDS
+        self.epoch = epoch
+        """Where the wall clock begins, in seconds since 1970."""
         self.processes: list[Process] = []
         self.steps = 0
         self.trace = 0

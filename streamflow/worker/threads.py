@@ -19,9 +19,25 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 log = logging.getLogger("streamflow.worker")
+
+
+class Threads(Protocol):
+    """Where plain `def` steps run; the simulator has its own."""
+
+    def run(self, function: Callable[[], Any], context: contextvars.Context) -> asyncio.Future[Any]:
+        """Run the function in `context`; the future belongs to the running loop."""
+        ...
+
+    def give_up(self, future: asyncio.Future[Any]) -> None:
+        """Nobody waits for it any more."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will be run. Idempotent."""
+        ...
 
 
 class _Job:
