@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from streamflow.sim.cluster import Weather
 from streamflow.sim.host import Loss
 from streamflow.sim.machines import Machine, Machines
+
+KINDS: Final = frozenset(("compact", "crash", "jump", "leave", "outage", "pause", "storm"))
 
 Fault: TypeAlias = "Callable[[Machine, random.Random], str]"
 
@@ -16,9 +18,10 @@ Fault: TypeAlias = "Callable[[Machine, random.Random], str]"
 class Faults:
     """The faults of one seed. What each number does depends on the seed and the number alone, and on who is up then."""
 
-    def __init__(self, machines: Machines, seed: int | str) -> None:
+    def __init__(self, machines: Machines, seed: int | str, *, kinds: frozenset[str] = KINDS) -> None:
         self.machines, self.seed = machines, seed
         self.cluster, self.world = machines.cluster, machines.world
+        self.kinds = kinds
         self.said: list[str] = []
         """What went wrong, in order."""
 
@@ -29,6 +32,7 @@ class Faults:
         kinds: list[Fault] = [self._storm, self._storm, self._outage, self._compact]
         if machine.is_up:
             kinds += [self._crash, self._crash, self._crash, self._pause, self._pause, self._leave, self._jump]
+        kinds = [kind for kind in kinds if kind.__name__.strip("_") in self.kinds] or [self._compact]
         said = chance.choice(kinds)(machine, chance)
         self.said.append(f"{number}: at {self.world.now:.3f} s {said}")
         self.world.note("fault", self.said[-1])

@@ -125,6 +125,21 @@ class Disk:
         return DiskStore(self, key, wiped)
 
 
+def in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], Any], context: Context) -> asyncio.Future[Any]:
+    """What a thread would do: some time later, in one piece. The error is as a future may carry it."""
+
+    def work() -> Any:
+        try:
+            return context.run(function)
+        except BaseException as error:  # whatever the step raises is its outcome
+            carried = portable(error)
+            if carried is error:
+                raise
+            raise carried from error
+
+    return loop.run_in_executor(None, work)
+
+
 class SimThreads:
     """Threads as the product sees them: a plain `def` step is done some time later, in one piece, in no thread."""
 
@@ -132,13 +147,7 @@ class SimThreads:
         self._loop = process.loop
 
     def run(self, function: Callable[[], Any], context: Context) -> asyncio.Future[Any]:
-        def work() -> Any:
-            try:
-                return context.run(function)
-            except BaseException as error:  # whatever the step raises is its outcome
-                raise portable(error) from error.__cause__
-
-        return self._loop.run_in_executor(None, work)
+        return in_thread(self._loop, function, context)
 
     def give_up(self, future: asyncio.Future[Any]) -> None:
         future.cancel()

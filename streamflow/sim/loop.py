@@ -16,6 +16,8 @@ from contextvars import Context
 from heapq import heappop
 from typing import Any, Final, TypeVar, TypeVarTuple
 
+from streamflow.sim.guard import LOOP_METHODS, loop_method
+
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
@@ -117,3 +119,7 @@ class ProcessLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None: ...
 
     def _process_events(self, event_list: Any) -> None: ...
+
+
+for _name in LOOP_METHODS:  # BaseEventLoop has some of them, and leaves the rest to real loops
+    setattr(ProcessLoop, _name, loop_method(_name))

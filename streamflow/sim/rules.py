@@ -67,6 +67,7 @@ class _Reader:
         self.term = self.seq = self.consumed = 0
         self.broken = False
         self.parts: list[Turn] = []
+        self.owner = ""
 
 
 class Rules:
@@ -103,6 +104,7 @@ class Rules:
                 if reader.parts:
                     self.mark("part of a split turn lost")
                 reader.term, reader.seq, reader.broken, reader.parts = record.term, 0, False, []
+                reader.owner = record.owner
             else:
                 self.mark("claim lost")
             return

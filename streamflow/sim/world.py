@@ -62,7 +62,11 @@ class Process:
     def next_at(self) -> float | None:
         """When its next timer is due, in the world's time."""
         at = self.loop.next_at
-        return None if at is None else self._born_at + at / self.drift + 1e-9
+        return None if at is None else self.in_world(at)
+
+    def in_world(self, at: float) -> float:
+        """An instant by this process's monotonic clock, in the world's time; never too early."""
+        return self._born_at + at / self.drift + 1e-9
 
     @property
     def can_run(self) -> bool:
@@ -161,8 +165,9 @@ class World:
 
     def close(self) -> None:
         """Throw everything away. Nothing of it may be used any more."""
-        for process in self.processes:
-            process.loop.throw_away()
+        with _outside_any_loop():
+            for process in self.processes:
+                process.loop.throw_away()
         self.processes.clear()
         self.after_each.clear()
         self._events.clear()
