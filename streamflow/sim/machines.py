@@ -53,12 +53,13 @@ class Machines:
         chance: random.Random | None = None,
         host: Callable[[Process, Disk], SimHost] = SimHost,
         prepare: Callable[[], object] = lambda: None,
+        worker: type[Worker] = Worker,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.cluster, self.world = cluster, cluster.world
         self.all = [Machine(f"m{number}") for number in range(count)]
         self._app, self._name, self._chance = app, name, chance
-        self._host, self._prepare, self._options = host, prepare, options or {}
+        self._host, self._prepare, self._worker, self._options = host, prepare, worker, options or {}
 
     def start(self, machine: Machine) -> None:
         """A worker process on that machine."""
@@ -84,7 +85,7 @@ class Machines:
         while True:
             log = SimLog(self.cluster, process, self._name)
             host = self._host(process, machine.disk)
-            worker = machine.worker = Worker(self._app, log, host=host, **self._options)
+            worker = machine.worker = self._worker(self._app, log, host=host, **self._options)
             try:
                 await worker.start()
                 await worker.wait()

@@ -79,11 +79,13 @@ def simulate(
     repeated.
 
     `seeds` (`range(50)`) plays it once for each, fails with the first bad one, and returns a list.
-    `crash_after_every_turn` kills the worker after each turn that became durable, early or late in what follows from
-    it, and starts it again on its disk or on an empty one: code that does not replay, and steps that cannot bear to run
-    twice, show. `faults` is how many random faults happen, or `Faults(…)`. `workers` share `partitions`; they serve the
-    `queues` that the app's steps name, unless others are given. The world's time begins at `start_at`, by default in
-    2030. More than `steps_max` events are a failure.
+    `crash_after_every_turn` has a crash follow each turn that became durable: at once, soon, or when a step has run and
+    nobody knows it yet. The worker starts again on its disk or on an empty one. Code that does not replay, and steps
+    that cannot bear to run twice, show.
+
+    `faults` is how many random faults happen, or `Faults(…)`. `workers` share `partitions`; they serve the `queues`
+    that the app's steps name, unless others are given. The world's time begins at `start_at`, by default in 2030. More
+    than `steps_max` events are a failure.
 
     Raises `SimulationFailed`, with the original exception as its cause, when the scenario raises, when a run is
     blocked since its code does not replay, when an invariant of the engine breaks, or when nothing is left to happen

@@ -7,8 +7,11 @@ nothing is under way, nothing is left to happen, and whoever waits is told so in
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import random
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -38,6 +41,7 @@ from streamflow.sim.world import Process, Stuck, TooLong, World
 from streamflow.testing.options import Options
 from streamflow.testing.report import EVENTS_SHOWN, SimulationFailed, describe, event_line, run_line
 from streamflow.testing.steps import Steps
+from streamflow.testing.strict import StrictWorker
 from streamflow.worker.executor import Executor
 from streamflow.workflow.guard import forbid_io
 from streamflow.workflow.stepinfo import StepInfo, running
@@ -48,9 +52,10 @@ IDLE_SECONDS: Final = 90.0
 """Nothing is left to happen when nothing has landed for so long: late writes land after up to a minute."""
 FAULT_CHANCE: Final = 0.5
 """How likely a landed record of the history brings the next fault with it."""
-FAULT_DELAY_SECONDS: Final = 3.0
-CRASH_DELAYS: Final = (0.0, 0.0005, 0.003, 0.02)
-"""After a turn is durable: before its owner knows, while it performs the effects, when the steps have run."""
+FAULT_DELAYS: Final = (0.002, 0.02, 0.2, 2.0)
+"""How long after that record at most, in seconds: in the midst of what it sets off, or later."""
+CRASH_SECONDS_MAX: Final = 0.5
+"""When a crash that waits for the end of an attempt comes anyway, since there is none."""
 CHECK_CHANCE: Final = 0.002
 SUPERVISOR_SECONDS: Final = 40.0
 SETTLING_SECONDS: Final = 100.0
@@ -82,7 +87,7 @@ class Stage:
         self.cluster.landed.append(self._landed)
         self.world.after_each.append(self._check)
         self.chance = random.Random(f"test {options.seed}")
-        self.steps = Steps(options.app, now=lambda: self.now, began=self._began, failed=self.fail)
+        self.steps = Steps(options.app, now=lambda: self.now, began=self._began, ended=self._ended, failed=self.fail)
         self.trouble = options.trouble
         self.machines = Machines(
             self.cluster,
@@ -91,6 +96,7 @@ class Stage:
             options.workers,
             chance=self.chance if "jump" in self.trouble.kinds and self.trouble.count else None,
             host=partial(Host, around=self.steps.around),
+            worker=StrictWorker,
             options={"queues": options.served},
         )
         self.faults = sim_faults.Faults(self.machines, options.seed, kinds=frozenset(self.trouble.kinds))
@@ -103,7 +109,8 @@ class Stage:
         self._timers: dict[bytes, int] = {}
         self._statuses: dict[str, RunStatus] = {}
         self._drawn = 0
-        self._doomed: set[str] = set()
+        self._doomed: dict[str, bool] = {}
+        """Processes that are about to crash, and whether the end of the next attempt there is the moment."""
         self._calm = False
         """Whether time only passes, for what is under way to arrive."""
 
@@ -120,13 +127,16 @@ class Stage:
             for machine in self.machines.all:
                 self.machines.start(machine)
             if self.trouble.count:
-                self.world.at(self.chance.uniform(0, FAULT_DELAY_SECONDS), self._fault)
+                self.world.at(self._soon(), self._fault)
                 self._supervise()
             yield
 
     def _close(self) -> None:
-        with quiet():  # code that is thrown away says so
+        """Code that is thrown away complains; nobody needs to hear it."""
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             self.world.close()
+            gc.collect(0)
 
     def run(self, until: Callable[[], bool]) -> None:
         """Let the world go on until that holds. Raises what ended it before: `Stuck`, `TooLong`, or worse."""
@@ -149,7 +159,7 @@ class Stage:
         self.faults.heal()
         self._calm = True
         self.run(lambda: self.world.now >= end)
-        if self.world.now - self.cluster.landed_at > FAULT_DELAY_SECONDS:  # else some run is busy for ever
+        if self.world.now - self.cluster.landed_at > QUIET_SECONDS / 2:  # else some run is busy for ever
             self.rules.projections()
 
     def check_unhandled(self) -> None:
@@ -233,12 +243,38 @@ class Stage:
         self.crashes += 1
         self.machines.restart(machine)
 
-    def _crash_owner(self, process: str, keep_disk: bool) -> None:
-        self._doomed.discard(process)
+    def _doom(self, owner: str) -> None:
+        """A turn is durable: its owner crashes before it knows, soon after, or when a step of it has run.
+
+        The last is the hardest on steps: what they did is done, and nobody will ever hear of it.
+        """
+        if owner in self._doomed:
+            return
+        kind = self.chance.choice(("before", "after", "step"))
+        self._doomed[owner] = kind == "step"
+        delay = {"before": 0.0, "after": self.chance.uniform(0, 0.005), "step": CRASH_SECONDS_MAX}[kind]
+        self.world.at(self.world.now + delay, partial(self._crash_owner, owner))
+
+    def _crash_owner(self, process: str) -> None:
+        if self._doomed.pop(process, None) is None:
+            return
+        keep_disk = self.chance.random() < 0.5
         for machine in self.machines.all:
-            if machine.process is not None and machine.process.name == process and machine.is_up:
+            if machine.process is not None and machine.process.name == process and not self._calm:
                 self.world.note("crash", f"{process} restarts {'on its' if keep_disk else 'on an empty'} disk")
                 self.crash(machine, keep_disk=keep_disk)
+
+    def _ended(self) -> None:
+        """An attempt's function has returned, and its process is running."""
+        loop = asyncio.get_running_loop()
+        for machine in self.machines.all:
+            process = machine.process
+            if process is not None and process.loop is loop and process.is_alive and self._doomed.get(process.name):
+                self.machines.kill(machine, Loss.NOTHING)  # here, before the outcome is on its way
+                self.world.at(self.world.now, partial(self._crash_owner, process.name))
+
+    def _soon(self) -> float:
+        return self.world.now + self.chance.uniform(0, self.chance.choice(FAULT_DELAYS))
 
     def _fault(self) -> None:
         if self._drawn >= self.trouble.count:
@@ -268,7 +304,7 @@ class Stage:
             if record.value is not None:
                 self._statuses[record.key.decode()] = status_view(decode_status(record.value))
         elif topic == HISTORY and self._drawn < self.trouble.count and self.chance.random() < FAULT_CHANCE:
-            self.world.at(self.world.now + self.chance.uniform(0, FAULT_DELAY_SECONDS), self._fault)
+            self.world.at(self._soon(), self._fault)
 
     def _turned(self, turn: Turn, events: list[Any]) -> None:
         for event in events:
@@ -277,11 +313,7 @@ class Stage:
                 why = event.error.message if event.error is not None else "it cannot go on"
                 self.fail(NonDeterminismError(why))
         if self.options.crash_after_every_turn and not self._calm:
-            owner = self.rules.readers[partition_of(turn.workflow_id, self.cluster.partitions)].owner
-            if owner not in self._doomed:
-                self._doomed.add(owner)
-                crash = partial(self._crash_owner, owner, self.chance.random() < 0.5)
-                self.world.at(self.world.now + self.chance.choice(CRASH_DELAYS), crash)
+            self._doom(self.rules.readers[partition_of(turn.workflow_id, self.cluster.partitions)].owner)
 
     def _began(self, info: StepInfo) -> None:
         self.world.note(f"run {info.workflow_id}", f"step {info.step} begins, attempt {info.attempt}")

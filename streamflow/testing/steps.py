@@ -51,7 +51,8 @@ class _Script:
 
 
 class Steps:
-    """`began` is told of each attempt before anything of it runs; `failed` of what must end the test."""
+    """`began` is told of each attempt before anything of it runs, `ended` when its function has returned or raised;
+    `failed` of what must end the test."""
 
     def __init__(
         self,
@@ -59,9 +60,10 @@ class Steps:
         *,
         now: Callable[[], datetime],
         began: Callable[[StepInfo], None],
+        ended: Callable[[], None],
         failed: Callable[[BaseException], None],
     ) -> None:
-        self._app, self._now, self._began, self._failed = app, now, began, failed
+        self._app, self._now, self._began, self._ended, self._failed = app, now, began, ended, failed
         self._scripts: dict[str, _Script] = {}
         self.calls: list[Call] = []
 
@@ -103,6 +105,8 @@ class Steps:
             strange.__cause__ = error
             self._failed(strange)
             raise strange from error
+        finally:
+            self._ended()
 
 
 async def _mocked(mock: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
