@@ -142,7 +142,10 @@ class Rules:
         facts.turn, reader.consumed = turn.turn, turn.consumed
         for event in events:
             self._event(facts, event, turn.at, where)
+        begins = any(isinstance(event, RunCreated) for event in events)
         for command in commands:
+            if begins and command is not commands[-1]:
+                continue  # carried along from earlier runs of the id, or of the same pass
             if command.command_id in facts.commands:
                 raise Violated(f"{where}: command {command.command_id} takes effect a second time (3)")
             facts.commands.add(command.command_id)

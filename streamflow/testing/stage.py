@@ -48,6 +48,8 @@ from streamflow.workflow.stepinfo import StepInfo, running
 
 QUIET_SECONDS: Final = 20.0
 """Time leaps when nothing has landed for so long: longer than a hand-over of partitions, with its retries."""
+AT_ONCE_SECONDS: Final = 1.0
+"""What is due so soon need not be leapt to."""
 IDLE_SECONDS: Final = 90.0
 """Nothing is left to happen when nothing has landed for so long: late writes land after up to a minute."""
 FAULT_CHANCE: Final = 0.5
@@ -111,6 +113,8 @@ class Stage:
         self._drawn = 0
         self._doomed: dict[str, bool] = {}
         """Processes that are about to crash, and whether the end of the next attempt there is the moment."""
+        self._active_at = 0.0
+        """When something was due last, or is next."""
         self._calm = False
         """Whether time only passes, for what is under way to arrive."""
 
@@ -333,7 +337,7 @@ class Stage:
     def _leap(self) -> float | None:
         """When the next thing is due, if nothing but housekeeping lies before it. See `World.leap_to`."""
         now = self.world.now
-        quiet = now - self.cluster.landed_at
+        quiet = now - max(self.cluster.landed_at, self._active_at)
         if (
             self._calm
             or quiet < QUIET_SECONDS
@@ -348,8 +352,11 @@ class Stage:
             due.append(self.driver.next_at)
         if not due and quiet > IDLE_SECONDS:
             raise Stuck(self._stuck())
-        earliest = min(due, default=now)
-        return earliest if earliest > now + 1.0 else None
+        earliest = min(due, default=None)
+        if earliest is None:
+            return None
+        self._active_at = max(earliest, now)  # what it sets off is under way for a while
+        return earliest if earliest > now + AT_ONCE_SECONDS else None
 
     def _durable(self) -> Iterator[float]:
         """When the durable timers are due, by each worker's clock."""

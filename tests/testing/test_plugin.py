@@ -71,6 +71,7 @@ def test_the_fixture_plays_a_scenario_and_gives_a_world(tmp_path: Path):
     assert "2 passed" in said, said
 
 
+SEED = r"seed (\d+); play it again: pytest 'test_it.py::(test_\w)' --streamflow-seed=(\d+)"
 FAILING = """
     def test_a(streamflow):
         def check(world):
@@ -89,11 +90,9 @@ FAILING = """
 
 def test_a_failure_names_its_seed_and_how_to_play_it_again(tmp_path: Path):
     first, again = run(tmp_path, FAILING), run(tmp_path, FAILING)
-    found = re.findall(r"seed (\d+); play it again: pytest 'test_it.py::(test_\w)' --streamflow-seed=(\d+)", first)
+    found = re.findall(SEED, first)
     assert sorted(test for _, test, _ in found) == ["test_a", "test_b"], first
-    assert sorted(found) == sorted(
-        re.findall(r"seed (\d+); play it again: pytest '.*::(test_\w)' --streamflow-seed=(\d+)", again)
-    )
+    assert sorted(found) == sorted(re.findall(SEED, again))
     assert len({seed for seed, _, _ in found}) == 2
     assert re.search(r"assert \d+ == 0", first), "the assertion's own difference is shown"
     assert "SimulationFailed: seed " in first
