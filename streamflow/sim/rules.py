@@ -144,8 +144,8 @@ class Rules:
             self._event(facts, event, turn.at, where)
         begins = any(isinstance(event, RunCreated) for event in events)
         for command in commands:
-            if begins and command is not commands[-1]:
-                continue  # carried along from earlier runs of the id, or of the same pass
+            if begins and command is not commands[-1] and command.command_id in facts.commands:
+                continue  # carried along from earlier runs of the id, so that it stays applied once
             if command.command_id in facts.commands:
                 raise Violated(f"{where}: command {command.command_id} takes effect a second time (3)")
             facts.commands.add(command.command_id)
