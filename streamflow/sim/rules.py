@@ -160,7 +160,8 @@ class Rules:
             if facts.run and facts.closed is None:
                 raise Violated(f"{where}: created again while it is open (5)")
             turn = facts.turn
-            facts.__init__(turn=turn, run=event.run, commands=facts.commands, deleted=facts.deleted)  # type: ignore[misc]
+            kept = {"commands": facts.commands, "deleted": facts.deleted}
+            facts.__init__(turn=turn, run=event.run, **kept)  # type: ignore[misc]
         elif facts.closed is not None and not isinstance(event, RunDeleted) and type(event).__name__ != "RetentionSet":
             raise Violated(f"{where}: {type(event).__name__} after it closed (5)")
         match event:

@@ -124,7 +124,7 @@ def _play(scenario: Any, options: Options) -> Played[Any]:
     with stage.open():
         try:
             return _story(stage, scenario)
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, this seed failed with it
             if not is_failure(error):
                 raise
             raise stage.failed(_what(error, name)) from error

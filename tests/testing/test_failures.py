@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from _pytest.outcomes import Skipped
 
 import streamflow as sf
 from tests.testing.shop import app, order, sleep, wait
@@ -104,10 +105,10 @@ def test_pytest_fail_is_a_failure_and_a_skip_is_none():
         pytest.fail("as I say")
 
     async def skips(client: sf.Client) -> None:
-        pytest.skip("not today")
+        pytest.skip(reason="not today")
 
     assert "as I say" in str(failure(fails))
-    with pytest.raises(pytest.skip.Exception, match="not today"):
+    with pytest.raises(Skipped, match="not today"):
         sf.testing.simulate(app, skips)
 
 

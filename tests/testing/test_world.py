@@ -63,7 +63,7 @@ def test_time_passes_as_far_as_is_needed_and_no_further():
 def test_a_crash_keeps_the_log_and_loses_what_was_running(keep_disk: bool):
     async def test(world: World) -> None:
         sleeper = await world.client.start(sleep, 1)
-        world.mock_step(charge, lambda amount: asyncio.sleep(100, "paid late"))
+        world.mock_step(charge, lambda amount: asyncio.sleep(100, "paid late"))  # tidy: of the world's own time
         payer = await world.client.start(order, 5)
         await world.advance(50)
         await world.crash_worker(keep_disk=keep_disk)
@@ -207,10 +207,11 @@ def test_the_same_seed_is_the_same_story():
 def test_a_steps_own_time_is_virtual():
     async def test(world: World) -> None:
         world.mock_step(slow, "at once")
-        world.mock_step(charge, lambda amount: asyncio.sleep(7 * 86_400, "paid a week later"))
+        week = 7 * 86_400
+        world.mock_step(charge, lambda amount: asyncio.sleep(week, "paid late"))  # tidy: of the world's own time
         begun = world.now
         run = await world.client.start(order, 5)
-        assert (await run.result())[0] == "paid a week later"
+        assert (await run.result())[0] == "paid late"
         assert timedelta(days=7) <= world.now - begun < timedelta(days=7, seconds=2)
 
     by_hand(test)
