@@ -4,6 +4,8 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 SEEDS ?= 0..299
+MINUTES ?= 10
+SEED ?=
 
 OTHER := name another interpreter: make PYTHON=/path/to/python3.12
 
@@ -12,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format coverage core-coverage pyright clean sim
+.PHONY: help demo test check bench format coverage core-coverage pyright clean sim soak
 
 help:
 	@echo "make demo       a workflow that survives its worker, on one SQLite file"
@@ -20,6 +22,7 @@ help:
 	@echo "make check      format, lint, types, layers, tidiness"
 	@echo "make bench      how fast it is on this machine"
 	@echo "make sim        the engine in simulated worlds full of faults (SEEDS=A..B)"
+	@echo "make soak       real processes on a real Kafka, killed and paused for MINUTES=N; every promise is checked"
 	@echo "make format     write the format and the safe lint fixes"
 	@echo "make coverage   the coverage of the whole package"
 	@echo "make pyright    a second opinion on the types (downloads Node.js where there is none)"
@@ -39,6 +42,10 @@ test: .venv/.dev
 # Other seeds: make sim SEEDS=1000..1999. Those that once failed are part of the suite.
 sim: .venv/.dev
 	$(BIN)/streamflow sim --seeds $(SEEDS)
+
+# MINUTES=N in all, start and check included. What a failure says can be had again, mostly: make soak SEED=N.
+soak: .venv/.dev
+	$(BIN)/python tests/e2e/soak.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 check: .venv/.dev
 	$(BIN)/python -m ruff format --check .
