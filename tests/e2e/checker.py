@@ -111,6 +111,12 @@ def longest_pauses(turn_times: dict[int, list[int]], faults: Iterable[Value]) ->
     return longest
 
 
+def pauses(turn_times: dict[int, list[int]], count: int) -> list[tuple[int, int, int]]:
+    """The longest times without a turn: (partition, begin, end) in ms, the longest first."""
+    found = [(number, *pair) for number, times in turn_times.items() for pair in pairwise(times)]
+    return sorted(found, key=lambda pause: pause[1] - pause[2])[:count]
+
+
 def matches(pattern: Any, value: Any) -> bool:
     """Whether a result is what the oracle says; {"any": […]} leaves a choice."""
     if isinstance(pattern, dict):

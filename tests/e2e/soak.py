@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script,
 
 from streamflow.broker import Cluster
 from streamflow.logs.open import open_log
-from tests.e2e.checker import Report, check, longest_pauses
+from tests.e2e.checker import Report, check, longest_pauses, pauses
 from tests.e2e.checker_history import LOST, UNEXPLAINED, Violation
 from tests.e2e.checker_topics import read_lines, read_topics
 from tests.e2e.soak_driver import ENOUGH, JOURNAL
-from tests.e2e.soak_faults import CLIENT, STEP_WORKER, STEP_WORKERS, WORKER, WORKERS, Fleet, plan
+from tests.e2e.soak_faults import CLIENT, STEP_WORKER, STEP_WORKERS, WORKER, WORKERS, Fleet, now_ms, plan
 
 PARTITIONS: Final = 6
 MINUTES_MIN: Final = 2.0
@@ -41,6 +41,7 @@ DRAIN_SECONDS: Final = 180.0
 SETTLE_SECONDS: Final = 12.0
 """How long workers look on after the last run: a late status of a deposed owner is replaced at the second look."""
 PROGRESS_SECONDS: Final = 15.0
+PAUSES_SHOWN: Final = 5
 SHOWN_MAX: Final = 40
 """Violations that are printed; all of them are in the folder."""
 
@@ -51,11 +52,12 @@ BROKER_SETTINGS: Final = {"log.message.timestamp.type": "LogAppendTime"}
 class Soak:
     """One soak, from its start to its verdict."""
 
-    def __init__(self, *, minutes: float, seed: int, url: str | None) -> None:
+    def __init__(self, *, minutes: float, seed: int, url: str | None, keep: bool = False) -> None:
         self.began = time.monotonic()
         self.minutes = minutes
         self.seed = seed
         self.url = url
+        self.keep = keep
         self.folder = Path(tempfile.mkdtemp(prefix="streamflow-soak-"))
         self.app = f"soak-{seed}-{random.SystemRandom().randrange(10**6)}"
         self.seconds: dict[str, float] = {}
@@ -94,7 +96,8 @@ class Soak:
         if report.violations:
             print(f"FAILED: seed {self.seed}; everything that was written is in {self.folder}", flush=True)
             return 1
-        shutil.rmtree(self.folder)
+        if not self.keep:
+            shutil.rmtree(self.folder)
         return 0
 
     async def hurt(self, fleet: Fleet) -> None:
@@ -145,7 +148,7 @@ class Soak:
 
     def show(self, fleet: Fleet, report: Report) -> None:
         """The table."""
-        pauses = longest_pauses(report.turn_times, fleet.faults)
+        longest = longest_pauses(report.turn_times, fleet.faults)
         counts = Counter(fault["kind"] for fault in fleet.faults)
         rows = [
             ("runs accepted / closed", f"{report.accepted} / {report.closed}"),
@@ -160,7 +163,11 @@ class Soak:
             print(f"{what:42} {value}")
         print(f"\n{'fault':42} {'times':>5}  longest time without a turn of some partition")
         for kind in sorted(counts):
-            print(f"{kind:42} {counts[kind]:5}  {pauses[kind]:.1f} s")
+            print(f"{kind:42} {counts[kind]:5}  {longest[kind]:.1f} s")
+        began_ms = now_ms() - (time.monotonic() - self.began) * 1000
+        for partition, begin, end in pauses(report.turn_times, PAUSES_SHOWN):
+            when = f"{(begin - began_ms) / 1000:.1f} s to {(end - began_ms) / 1000:.1f} s"
+            print(f"{(end - begin) / 1000:5.1f} s without a turn: partition {partition}, {when}")
         print(f"\n{'violations':42}")
         for category, count in report.counts().items():
             print(f"{category:42} {count:5}")
@@ -189,11 +196,12 @@ def main(args: Sequence[str] | None = None) -> int:
         "--seed", type=int, default=None, help="of the faults and the runs (default: another each time)"
     )
     parser.add_argument("--url", default=None, help="kafka://… of a cluster that runs; its brokers are not hurt then")
+    parser.add_argument("--keep", action="store_true", help="keep what was written, also when all was well")
     given = parser.parse_args(args)
     if given.minutes < MINUTES_MIN:
         parser.error(f"--minutes must be at least {MINUTES_MIN:g}: start, healing and check take one and a half")
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
-    return Soak(minutes=given.minutes, seed=seed, url=given.url).run()
+    return Soak(minutes=given.minutes, seed=seed, url=given.url, keep=given.keep).run()
 
 
 if __name__ == "__main__":

