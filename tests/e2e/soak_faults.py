@@ -21,6 +21,8 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from streamflow.broker import Cluster
+from streamflow.broker.node import Node
+from streamflow.broker.settings import is_free
 from streamflow.cli.worker_process import WorkerProcess
 from streamflow.errors import Unavailable
 from tests.e2e.soak_app import APP_VARIABLE, EFFECTS_VARIABLE, QUEUE
@@ -282,10 +284,20 @@ class Fleet:
                 node.resume()
             else:
                 await self._start_node(node)
+        for node in chosen:
+            await self._until_it_listens(node)  # until its session is over, the cluster counts a dead node in
         await asyncio.to_thread(self.cluster.wait, seconds=NODE_SECONDS)
         await asyncio.to_thread(self._wait_in_sync)
         self.broker_hurt, self.healed_at = False, time.monotonic()
         self._over(record)
+
+    async def _until_it_listens(self, node: Node) -> None:
+        give_up_at = time.monotonic() + NODE_SECONDS
+        while is_free(node.port):
+            node.check()
+            if time.monotonic() > give_up_at:
+                raise Unavailable(f"broker {node.number} did not listen within {NODE_SECONDS:g} s: see {node.log_file}")
+            await asyncio.sleep(PAUSE_SECONDS)  # tidy: another process makes it true
 
     def _wait_in_sync(self) -> None:
         """Wait until every replica has caught up: a broker that is hurt before that stops all writing, by design."""
@@ -300,7 +312,7 @@ class Fleet:
                     return
             time.sleep(PAUSE_SECONDS)  # tidy: the brokers tell nobody
 
-    async def _start_node(self, node: Any) -> None:
+    async def _start_node(self, node: Node) -> None:
         give_up_at = time.monotonic() + NODE_SECONDS
         while True:
             try:
