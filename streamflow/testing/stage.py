@@ -84,7 +84,7 @@ class Stage:
         self.world.last = deque(maxlen=EVENTS_KEPT)
         self.cluster = Cluster(self.world, partitions=options.partitions)
         self.world.leap_to = self._leap
-        self.rules = Rules(self.cluster)
+        self.rules = Rules(self.cluster, code_fits=False)
         self.rules.turned.append(self._turned)
         self.cluster.landed.append(self._landed)
         self.world.after_each.append(self._check)
