@@ -137,9 +137,14 @@ class Driver:
         partition = self.story.randrange(self.cluster.partitions)
         self.cluster.land(COMMANDS, partition, [(workflow_id.encode(), encode_command(command))])
         handle = client.handle(workflow_id)
-        while not self.rules.exists(workflow_id):  # noqa: ASYNC110 - there is nobody to wake it
-            await asyncio.sleep(ASKED_AGAIN_SECONDS)
-        return handle
+        while True:
+            try:
+                await self._insist(handle.status)
+                return handle
+            except WorkflowNotFound:
+                if self.rules.was_deleted(workflow_id):
+                    return handle
+                await asyncio.sleep(ASKED_AGAIN_SECONDS)
 
     async def _follow(self, handle: Handle[Any], planned: Plan, program: Program, *, life: int) -> None:
         """Send its signals and wait for its end, which must be one that was planned."""
@@ -176,7 +181,8 @@ class Driver:
         if planned.then is None or planned.brief:
             return
         if planned.then in ("cleanup", "again"):
-            if await self._insist(handle.cleanup) is not True and not self.rules.was_deleted(handle.id):
+            done = await self._insist(handle.cleanup, may_be_closed=True)  # asked again, it may be gone already
+            if done is not True and not self.rules.was_deleted(handle.id):
                 raise Violated(f"run {handle.id} is closed and was not cleaned up")
             self.rules.mark("run cleaned up")
         if planned.second is not None:

@@ -93,6 +93,19 @@ async def echo(value: str) -> str:
     return value
 
 
+@app.step(retry=RETRY)
+async def do(what: str) -> None:
+    """Do what is undone later."""
+    observer.get()(sf.step_info())
+
+
+@app.step(retry=RETRY)
+async def undo(what: str, seconds: float) -> None:
+    """Undo it."""
+    observer.get()(sf.step_info())
+    await asyncio.sleep(seconds)
+
+
 @app.workflow
 async def play(program: Program) -> Any:
     """Play the program; its outcome is the run's result."""
@@ -137,6 +150,30 @@ async def _play(program: Program) -> Any:
                 return await sf.wait_signal(rest[0], timeout=rest[1])
             except TimeoutError:
                 return "timeout"
+        case "bounded":
+            try:
+                async with asyncio.timeout(rest[0]):
+                    await work(0, 1e6, 0)
+            except TimeoutError:
+                return "timeout"
+            return "in time"
+        case "now":
+            before = sf.now()
+            await asyncio.sleep(rest[0])
+            return (sf.now() - before).total_seconds() >= rest[0]
+        case "chance":  # drawn alike in each replay, or the step's arguments would differ
+            sf.progress({"drawn": sf.random().random()})
+            drawn = str(sf.uuid4())
+            return await echo(drawn) == drawn
+        case "large":
+            parts = await asyncio.gather(*(echo(letter * LARGE) for letter in "abcd"[: rest[0]]))
+            return sum(map(len, parts))
+    return await _play_together(kind, rest)
+
+
+async def _play_together(kind: str, rest: list[Any]) -> Any:
+    """What is made of other parts."""
+    match kind:
         case "sequence":
             return [await _play(part) for part in rest[0]]
         case "gather":
@@ -159,29 +196,12 @@ async def _play(program: Program) -> Any:
             return next(task.result() for task in tasks if task in done)
         case "line":  # one makes, another takes
             return await _line(*rest)
-        case "bounded":
+        case "guarded":  # what was begun is undone, whatever ends it (the rules look for it)
             try:
-                async with asyncio.timeout(rest[0]):
-                    await work(0, 1e6, 0)
-            except TimeoutError:
-                return "timeout"
-            return "in time"
-        case "guarded":  # what was begun is undone, whatever ends it
-            try:
+                await do(rest[1])
                 return await _play(rest[0])
             finally:
-                await work(rest[1], rest[2], 0)
-        case "now":
-            before = sf.now()
-            await asyncio.sleep(rest[0])
-            return (sf.now() - before).total_seconds() >= rest[0]
-        case "chance":  # drawn alike in each replay, or the step's arguments would differ
-            sf.progress({"drawn": sf.random().random()})
-            drawn = str(sf.uuid4())
-            return await echo(drawn) == drawn
-        case "large":
-            parts = await asyncio.gather(*(echo(letter * LARGE) for letter in "abcd"[: rest[0]]))
-            return sum(map(len, parts))
+                await undo(rest[1], rest[2])
     raise ValueError(f"unknown part {kind!r}")
 
 
@@ -313,7 +333,7 @@ def make(chance: random.Random, depth: int = 0, prefix: str = "top") -> Program:
         case "race":
             return ["race", [_tame(chance) for _ in range(chance.randint(1, 3))]]
         case "guarded":
-            return ["guarded", make(chance, depth + 1, f"{prefix}-g"), chance.randrange(100), _short(chance)]
+            return ["guarded", make(chance, depth + 1, f"{prefix}-g"), prefix, _short(chance)]
         case "group":
             return ["group", [_tame(chance) for _ in range(chance.randint(0, WIDTH_MAX))], _short(chance)]
     parts = [make(chance, depth + 1, f"{prefix}-{number}") for number in range(chance.randint(1, LENGTH_MAX))]
