@@ -196,6 +196,12 @@ async def _play_together(kind: str, rest: list[Any]) -> Any:
             return next(task.result() for task in tasks if task in done)
         case "line":  # one makes, another takes
             return await _line(*rest)
+        case "completed":  # steps and other coroutines, which asyncio puts into a set
+            calls = [work(*call, 0) if number % 2 else _play(["work", *call, 0]) for number, call in enumerate(rest[0])]
+            return sorted([await call for call in asyncio.as_completed(calls)])
+        case "shielded":  # what is done is a set: in which order it is gone through decides what is called next
+            done, _ = await asyncio.wait([asyncio.shield(work(*call, 0)) for call in rest[0]])
+            return sorted([await work(shield.result(), 0.0, 0) for shield in done])
         case "guarded":  # what was begun is undone, whatever ends it (the rules look for it)
             try:
                 await do(rest[1])
@@ -269,6 +275,10 @@ def _expected(kind: str, rest: list[Any]) -> Any:
             return "group failed"
         case "line":
             return [4 * value for value in rest[0]]
+        case "completed":
+            return sorted(2 * value for value, _ in rest[0])
+        case "shielded":
+            return sorted(4 * value for value, _ in rest[0])
         case "now" | "chance":
             return True
         case "large":
@@ -295,7 +305,7 @@ def signals(program: Program) -> list[tuple[str, str]]:
 
 LEAVES: Final = (
     *("work", "work", "work", "far", "far", "plain", "later", "fail", "slow", "once", "sleep", "signals", "hurried"),
-    *("deaf", "bounded", "now", "chance", "line", "race"),
+    *("deaf", "bounded", "now", "chance", "line", "race", "completed", "shielded"),
 )
 BRANCHES: Final = ("sequence", "sequence", "gather", "group", "guarded")
 LARGE_SHARE: Final = 0.02
@@ -330,6 +340,8 @@ def make(chance: random.Random, depth: int = 0, prefix: str = "top") -> Program:
             return ["chance"]
         case "line":
             return ["line", [chance.randrange(100) for _ in range(chance.randint(0, 4))], _short(chance)]
+        case "completed" | "shielded":
+            return [kind, [[chance.randrange(100), _short(chance)] for _ in range(chance.randint(2, 4))]]
         case "race":
             return ["race", [_tame(chance) for _ in range(chance.randint(1, 3))]]
         case "guarded":
