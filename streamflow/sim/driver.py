@@ -176,7 +176,8 @@ class Driver:
         if planned.then is None or planned.brief:
             return
         if planned.then in ("cleanup", "again"):
-            if await self._insist(handle.cleanup) is not True and not self.rules.was_deleted(handle.id):
+            done = await self._insist(handle.cleanup, may_be_closed=True)  # asked again, it may be gone already
+            if done is not True and not self.rules.was_deleted(handle.id):
                 raise Violated(f"run {handle.id} is closed and was not cleaned up")
             self.rules.mark("run cleaned up")
         if planned.second is not None:

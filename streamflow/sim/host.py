@@ -16,7 +16,7 @@ from typing import Any
 
 from streamflow.config import Limits
 from streamflow.logs.base import Log
-from streamflow.sim.world import Process
+from streamflow.sim.world import Process, World
 from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
@@ -102,7 +102,7 @@ class Disk:
                 case Loss.NOTHING:
                     pass
 
-    def open(self, key: str, *, identity: str, log_start: int, log_end: int) -> DiskStore:
+    def open(self, world: World, key: str, *, identity: str, log_start: int, log_end: int) -> DiskStore:
         """As `open_rocks` does: wiped if it is not surely a state of this log."""
         batches = self.batches.setdefault(key, [])
         applied = batches[-1].applied_offset if batches else 0
@@ -120,6 +120,10 @@ class Disk:
         self.damaged.discard(key)
         self.identities[key] = identity
         self.flushed[key] = min(self.flushed.get(key, 0), len(batches))
+        if wiped is not None:
+            world.marks["store wiped"] += 1
+        elif batches:
+            world.marks["store reused"] += 1
         return DiskStore(self, key, wiped)
 
 
@@ -185,6 +189,7 @@ class SimHost:
 
     async def open_store(self, log: Log, topic: str, partition: int) -> Store:
         return self._disk.open(
+            self._process.world,
             f"{topic}-{partition}",
             identity=f"{log.identity}/{topic}/{partition}",
             log_start=await log.start_offset(topic, partition),

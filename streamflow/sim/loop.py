@@ -81,7 +81,7 @@ class ProcessLoop(asyncio.BaseEventLoop):
 
     def throw_away(self) -> None:
         """The world is over: end all that was left, without anybody looking."""
-        for task in self._alive:
+        for task in list(self._alive):  # what is closed may end others
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             with suppress(BaseException):  # whatever the code of a dead process says
                 task.get_coro().close()

@@ -93,6 +93,19 @@ async def echo(value: str) -> str:
     return value
 
 
+@app.step(retry=RETRY)
+async def do(what: str) -> None:
+    """Do what is undone later."""
+    observer.get()(sf.step_info())
+
+
+@app.step(retry=RETRY)
+async def undo(what: str, seconds: float) -> None:
+    """Undo it."""
+    observer.get()(sf.step_info())
+    await asyncio.sleep(seconds)
+
+
 @app.workflow
 async def play(program: Program) -> Any:
     """Play the program; its outcome is the run's result."""
@@ -166,11 +179,12 @@ async def _play(program: Program) -> Any:
             except TimeoutError:
                 return "timeout"
             return "in time"
-        case "guarded":  # what was begun is undone, whatever ends it
+        case "guarded":  # what was begun is undone, whatever ends it (the rules look for it)
             try:
+                await do(rest[1])
                 return await _play(rest[0])
             finally:
-                await work(rest[1], rest[2], 0)
+                await undo(rest[1], rest[2])
         case "now":
             before = sf.now()
             await asyncio.sleep(rest[0])
@@ -313,7 +327,7 @@ def make(chance: random.Random, depth: int = 0, prefix: str = "top") -> Program:
         case "race":
             return ["race", [_tame(chance) for _ in range(chance.randint(1, 3))]]
         case "guarded":
-            return ["guarded", make(chance, depth + 1, f"{prefix}-g"), chance.randrange(100), _short(chance)]
+            return ["guarded", make(chance, depth + 1, f"{prefix}-g"), prefix, _short(chance)]
         case "group":
             return ["group", [_tame(chance) for _ in range(chance.randint(0, WIDTH_MAX))], _short(chance)]
     parts = [make(chance, depth + 1, f"{prefix}-{number}") for number in range(chance.randint(1, LENGTH_MAX))]

@@ -54,7 +54,7 @@ def _play(simulation: Simulation) -> Verdict:
         virtual_seconds=world.now,
         faults=simulation.faults,
         last=list(world.last),
-        marks=simulation.rules.marks,
+        marks=dict(world.marks),
     )
     world.close()
     return verdict

@@ -25,6 +25,7 @@ from streamflow.sim.host import Disk, Loss, SimHost
 from streamflow.sim.log import SimLog
 from streamflow.sim.rules import Rules, Violated
 from streamflow.sim.world import Process, World
+from streamflow.worker.processor import ProcessorState
 from streamflow.worker.worker import Worker
 from streamflow.workflow.stepinfo import StepInfo
 
@@ -72,7 +73,6 @@ def limits(story: random.Random) -> Limits:
         pass_inputs_max=story.choice((1, 256)),
         commands_read_max=story.choice((1, 16, 512)),
         published_offset_batches=story.choice((1, 100)),
-        steps_waiting_max=story.choice((1, 20_000)),
         queue_read_max=story.choice((1, 16)),
         queue_window_max=story.choice((1, 8, 256)),
         outgoing_records_max=story.choice((4, 20_000)),
@@ -96,6 +96,7 @@ class Simulation:
         self.cluster = Cluster(self.world, partitions=self.story.randint(1, 4))
         self.rules = Rules(self.cluster)
         self.limits = limits(self.story)
+        self.parallel = self.story.choice((1, 4, 64))
         self.machines = [Machine(f"m{number}") for number in range(self.story.randint(1, 3))]
         self.machines += [Machine(f"q{number}", owns=False) for number in range(self.story.randint(0, 2))]
         if all(machine.owns for machine in self.machines):
@@ -106,6 +107,7 @@ class Simulation:
         self.failure: BaseException | None = None
         self.done = False
         self.world.after_each.append(self._check)
+        self.rules.claimed.append(self._claimed)
         if self.story.random() < 0.5:  # else long sleeps pass, and faults come days after the beginning
             self.world.leap_to = lambda: None
 
@@ -168,6 +170,7 @@ class Simulation:
                 log,
                 host=SimHost(process, machine.disk),
                 limits=self.limits,
+                max_parallel_steps=self.parallel,
                 queues=[programs.QUEUE] if machine.serves or not machine.owns else [],
                 owns_partitions=machine.owns,
             )
@@ -189,6 +192,8 @@ class Simulation:
         """The process dies, and its disk may lose something."""
         assert machine.process is not None
         machine.process.kill()
+        if machine.worker is not None and any(each.turns_in_flight for each in machine.worker.processors.values()):
+            self.rules.mark("killed with unacknowledged turns")
         machine.worker = None
         machine.disk.lose(loss, machine.process)
 
@@ -317,6 +322,24 @@ class Simulation:
         except DecodeError:
             return True
         return planned is not None and not planned.brief and planned.then is None
+
+    # -- what is rare ------------------------------------------------------------------------------------------------
+
+    def _claimed(self, partition: int, offset: int) -> None:
+        """A partition has a new owner."""
+        if 0 < self.cluster.published.get(partition, 0) < offset:
+            self.rules.mark("outbox derived again")
+        others = [
+            processor
+            for machine in self.machines
+            if machine.is_up and machine.worker is not None
+            if (processor := machine.worker.processors.get(partition)) is not None
+            if processor.status is ProcessorState.ACTIVE
+        ]
+        if others:
+            self.rules.mark("two owners at once")
+        if any(processor.turns_in_flight for processor in others):
+            self.rules.mark("take-over with unacknowledged turns")
 
     # -- the checks --------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
@@ -131,6 +131,8 @@ class World:
         """All that there ever were."""
         self._alive: list[Process] = []
         self.steps = 0
+        self.marks: Counter[str] = Counter()
+        """How often each situation occurred (see situations.py)."""
         self.trace = 0
         """A checksum over everything noted: the same for the same seed, anywhere."""
         self.last: deque[str] = deque(maxlen=LAST_EVENTS)
