@@ -231,9 +231,9 @@ class Cluster:
                 upto = self.world.chance.randint(0, stream.end)
                 stream.compact(upto=upto, tombstones_before=self.world.now - LATE_SECONDS_MAX)
 
-    def delay(self) -> float:
-        """How long something is under way now."""
-        chance, weather = self.world.chance, self.weather
+    def delay(self, weather: Weather | None = None) -> float:
+        """How long something is under way now, in the cluster's weather unless another is given."""
+        chance, weather = self.world.chance, weather or self.weather
         if chance.random() < weather.spike:
             return chance.uniform(0, weather.spike_seconds)
         return chance.uniform(0.1, 2.0) * weather.delay

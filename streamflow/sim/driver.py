@@ -137,9 +137,14 @@ class Driver:
         partition = self.story.randrange(self.cluster.partitions)
         self.cluster.land(COMMANDS, partition, [(workflow_id.encode(), encode_command(command))])
         handle = client.handle(workflow_id)
-        while not self.rules.exists(workflow_id):  # noqa: ASYNC110 - there is nobody to wake it
-            await asyncio.sleep(ASKED_AGAIN_SECONDS)
-        return handle
+        while True:
+            try:
+                await self._insist(handle.status)
+                return handle
+            except WorkflowNotFound:
+                if self.rules.was_deleted(workflow_id):
+                    return handle
+                await asyncio.sleep(ASKED_AGAIN_SECONDS)
 
     async def _follow(self, handle: Handle[Any], planned: Plan, program: Program, *, life: int) -> None:
         """Send its signals and wait for its end, which must be one that was planned."""

@@ -8,11 +8,11 @@ RocksDB notices and wipes.
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextvars import Context
 from enum import StrEnum
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from streamflow.config import Limits
 from streamflow.logs.base import Log
@@ -21,8 +21,10 @@ from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
 from streamflow.worker.executor import Executor
-from streamflow.worker.processes import Unpicklable
 from streamflow.worker.threads import portable
+from streamflow.workflow.definitions import Step
+
+Around: TypeAlias = "Callable[[Step[..., Any]], Callable[..., Awaitable[Any]]]"
 
 
 class Loss(StrEnum):
@@ -127,17 +129,29 @@ class Disk:
         return DiskStore(self, key, wiped)
 
 
+def in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], Any], context: Context) -> asyncio.Future[Any]:
+    """What a thread would do: some time later, in one piece. The error is as a future may carry it."""
+
+    def work() -> Any:
+        try:
+            return context.run(function)
+        except BaseException as error:  # whatever the step raises is its outcome
+            carried = portable(error)
+            if carried is error:
+                raise
+            raise carried from error
+
+    return loop.run_in_executor(None, work)
+
+
 class SimThreads:
-    """See `streamflow.worker.threads.StepThreads`: a function runs in one piece, some time later."""
+    """See `streamflow.worker.threads.StepThreads`: a plain `def` step is done some time later, in one piece."""
 
-    def run(self, function: Callable[[], Any], context: contextvars.Context) -> asyncio.Future[Any]:
-        def work() -> Any:
-            try:
-                return context.run(function)
-            except BaseException as error:  # as the real threads do: whatever it is, it is the step's outcome
-                raise portable(error) from None
+    def __init__(self, process: Process) -> None:
+        self._loop = process.loop
 
-        return asyncio.get_running_loop().run_in_executor(None, work)
+    def run(self, function: Callable[[], Any], context: Context) -> asyncio.Future[Any]:
+        return in_thread(self._loop, function, context)
 
     def give_up(self, future: asyncio.Future[Any]) -> None:
         future.cancel()
@@ -145,23 +159,11 @@ class SimThreads:
     def close(self) -> None: ...
 
 
-class SimProcesses:
-    """See `streamflow.worker.processes.StepProcesses`: the very function, since there is one interpreter only."""
-
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(None, partial(function, *args))
-        except Unpicklable as error:
-            raise error.rebuilt() from error
-
-    def close(self) -> None: ...
-
-
 class SimHost:
-    """See `streamflow.worker.host.Host`."""
+    """See `streamflow.worker.host.Host`. `around` makes, of a step's function, the one that runs in its place."""
 
-    def __init__(self, process: Process, disk: Disk) -> None:
-        self._process, self._disk = process, disk
+    def __init__(self, process: Process, disk: Disk, around: Around | None = None) -> None:
+        self._process, self._disk, self._around = process, disk, around
 
     @property
     def name(self) -> str:
@@ -177,13 +179,18 @@ class SimHost:
 
     @property
     def threads(self) -> SimThreads:
-        return SimThreads()
+        return SimThreads(self._process)
 
-    @property
-    def processes(self) -> SimProcesses:
-        return SimProcesses()
+    def enter(self, executor: Executor, limits: Limits) -> None:
+        executor.stand_in = self._stand_in
 
-    def enter(self, executor: Executor, limits: Limits) -> None: ...
+    def _stand_in(self, step: Step[..., Any]) -> Step[..., Any]:
+        """The step as it runs here: in no process of its own, and with what was put around it."""
+        found = copy.copy(step)
+        found.process = False
+        if self._around is not None:
+            found.function, found.is_async = self._around(step), True
+        return found
 
     def leave(self) -> None: ...
 

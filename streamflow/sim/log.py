@@ -26,7 +26,7 @@ from streamflow.logs.checks import (
     fenced_behind,
 )
 from streamflow.logs.groups import Share
-from streamflow.sim.cluster import LATE_SECONDS_MAX, Cluster, Group, Member, Stream
+from streamflow.sim.cluster import LATE_SECONDS_MAX, Cluster, Group, Member, Stream, Weather
 from streamflow.sim.world import Process
 
 UNKNOWN_SECONDS: Final = 5.0
@@ -48,10 +48,11 @@ class _Publish:
 
 
 class SimLog:
-    """See `streamflow.logs.base.Log`."""
+    """See `streamflow.logs.base.Log`. With a `weather`, its way to the brokers is no worse than that, ever."""
 
-    def __init__(self, cluster: Cluster, process: Process, app: str) -> None:
+    def __init__(self, cluster: Cluster, process: Process, app: str, *, weather: Weather | None = None) -> None:
         self._cluster, self._process, self._app = cluster, process, app
+        self._own_weather = weather
         self._chance = cluster.world.chance
         self._under_way: dict[int, list[_Append]] = {}
         self._failed_ends: dict[int, int] = {}
@@ -63,6 +64,10 @@ class SimLog:
         self._members: list[SimMembership] = []
         self._followers = 0
         self._closed = False
+
+    @property
+    def _weather(self) -> Weather:
+        return self._own_weather or self._cluster.weather
 
     @property
     def app(self) -> str:
@@ -193,8 +198,8 @@ class SimLog:
         def arrive() -> None:
             self._cluster.published[partition] = max(offset, self._cluster.published.get(partition, 0))
 
-        if not self._cluster.weather.down:
-            self._cluster.world.at(self._cluster.world.now + self._cluster.delay(), arrive)
+        if not self._weather.down:
+            self._cluster.world.at(self._cluster.world.now + self._cluster.delay(self._own_weather), arrive)
 
     def _send(
         self,
@@ -205,8 +210,8 @@ class SimLog:
         unknown: Callable[[], None],
     ) -> None:
         """Records on their way to a broker, behind all that this process sent there before."""
-        world, cluster, weather = self._cluster.world, self._cluster, self._cluster.weather
-        arrives_at = max(world.now + cluster.delay(), self._arrivals.get((topic, partition), 0.0))
+        world, cluster, weather = self._cluster.world, self._cluster, self._weather
+        arrives_at = max(world.now + cluster.delay(self._own_weather), self._arrivals.get((topic, partition), 0.0))
         self._arrivals[topic, partition] = arrives_at
         draw = self._chance.random()
         fate = "lands"
@@ -230,7 +235,9 @@ class SimLog:
                 cluster.land(topic, partition, many)
                 world.note(self._process.name, f"{topic}[{partition}]: {len(records)} records repeated")
             if fate in ("lands", "repeated"):
-                answered_at = max(world.now + cluster.delay(), self._answers.get((topic, partition), 0.0))
+                answered_at = max(
+                    world.now + cluster.delay(self._own_weather), self._answers.get((topic, partition), 0.0)
+                )
                 self._answers[topic, partition] = answered_at
                 self._process.call(answered_at - world.now, landed, None if fate == "repeated" else offset)
 
@@ -278,9 +285,7 @@ class SimLog:
         while not self._closed:
             await self._travel()
             first = stream.index(offset)
-            if not self._cluster.weather.down and (
-                batch := stream.records[first : first + self._chance.randint(1, limit)]
-            ):
+            if not self._weather.down and (batch := stream.records[first : first + self._chance.randint(1, limit)]):
                 offset = batch[-1].offset + 1
                 yield batch
                 continue
@@ -290,7 +295,7 @@ class SimLog:
                 self._process.call(0.0, _succeed, waiting)
 
             stream.waiting[number] = wake
-            if self._cluster.weather.down:
+            if self._weather.down:
                 self._process.call(1.0, _succeed, waiting)
             try:
                 await waiting
@@ -328,13 +333,13 @@ class SimLog:
     async def _travel(self) -> None:
         """The time of a request and its answer."""
         arrived: asyncio.Future[None] = self._process.loop.create_future()
-        self._process.call(self._cluster.delay(), _succeed, arrived)
+        self._process.call(self._cluster.delay(self._own_weather), _succeed, arrived)
         await arrived
 
     async def _ask(self) -> None:
         """A question that changes nothing reaches the brokers. Raises `Unavailable` when they do not answer."""
         await self._travel()
-        if self._cluster.weather.down or self._chance.random() < self._cluster.weather.refused:
+        if self._weather.down or self._chance.random() < self._weather.refused:
             late: asyncio.Future[None] = self._process.loop.create_future()
             self._process.call(UNKNOWN_SECONDS, _succeed, late)
             await late

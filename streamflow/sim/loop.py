@@ -16,6 +16,8 @@ from contextvars import Context
 from heapq import heappop
 from typing import Any, Final, TypeVar, TypeVarTuple
 
+from streamflow.sim.guard import LOOP_METHODS, loop_method
+
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
@@ -100,10 +102,13 @@ class ProcessLoop(asyncio.BaseEventLoop):
         def work() -> None:
             if future.cancelled():
                 return
+            events._set_running_loop(None)  # a thread has none
             try:
                 future.set_result(func(*args))
             except BaseException as error:  # as an executor does: it is the caller's
                 future.set_exception(error)
+            finally:
+                events._set_running_loop(self)
 
         self.call_later(self._later(), work)
         return future
@@ -116,3 +121,7 @@ class ProcessLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None: ...
 
     def _process_events(self, event_list: Any) -> None: ...
+
+
+for _name in LOOP_METHODS:  # BaseEventLoop has some of them, and leaves the rest to real loops
+    setattr(ProcessLoop, _name, loop_method(_name))

@@ -150,6 +150,30 @@ async def _play(program: Program) -> Any:
                 return await sf.wait_signal(rest[0], timeout=rest[1])
             except TimeoutError:
                 return "timeout"
+        case "bounded":
+            try:
+                async with asyncio.timeout(rest[0]):
+                    await work(0, 1e6, 0)
+            except TimeoutError:
+                return "timeout"
+            return "in time"
+        case "now":
+            before = sf.now()
+            await asyncio.sleep(rest[0])
+            return (sf.now() - before).total_seconds() >= rest[0]
+        case "chance":  # drawn alike in each replay, or the step's arguments would differ
+            sf.progress({"drawn": sf.random().random()})
+            drawn = str(sf.uuid4())
+            return await echo(drawn) == drawn
+        case "large":
+            parts = await asyncio.gather(*(echo(letter * LARGE) for letter in "abcd"[: rest[0]]))
+            return sum(map(len, parts))
+    return await _play_together(kind, rest)
+
+
+async def _play_together(kind: str, rest: list[Any]) -> Any:
+    """What is made of other parts."""
+    match kind:
         case "sequence":
             return [await _play(part) for part in rest[0]]
         case "gather":
@@ -172,30 +196,12 @@ async def _play(program: Program) -> Any:
             return next(task.result() for task in tasks if task in done)
         case "line":  # one makes, another takes
             return await _line(*rest)
-        case "bounded":
-            try:
-                async with asyncio.timeout(rest[0]):
-                    await work(0, 1e6, 0)
-            except TimeoutError:
-                return "timeout"
-            return "in time"
         case "guarded":  # what was begun is undone, whatever ends it (the rules look for it)
             try:
                 await do(rest[1])
                 return await _play(rest[0])
             finally:
                 await undo(rest[1], rest[2])
-        case "now":
-            before = sf.now()
-            await asyncio.sleep(rest[0])
-            return (sf.now() - before).total_seconds() >= rest[0]
-        case "chance":  # drawn alike in each replay, or the step's arguments would differ
-            sf.progress({"drawn": sf.random().random()})
-            drawn = str(sf.uuid4())
-            return await echo(drawn) == drawn
-        case "large":
-            parts = await asyncio.gather(*(echo(letter * LARGE) for letter in "abcd"[: rest[0]]))
-            return sum(map(len, parts))
     raise ValueError(f"unknown part {kind!r}")
 
 

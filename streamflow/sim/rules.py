@@ -107,15 +107,20 @@ class _Reader:
         self.term = self.seq = self.consumed = self.at = 0
         self.broken = False
         self.parts: list[Turn] = []
+        self.owner = ""
 
 
 class Rules:
     """All invariants over one cluster."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, code_fits: bool = True) -> None:
         self.cluster = cluster
+        self.code_fits = code_fits
+        """Whether the workflows are known to decide alike each time, so that none may block."""
         self.runs: dict[str, Facts] = {}
         self.readers = [_Reader(partition) for partition in range(cluster.partitions)]
+        self.turned: list[Callable[[Turn, list[Any]], None]] = []
+        """Called with each valid turn and its events."""
         self.claimed: list[Callable[[int, int], None]] = []
         """Called with partition and offset of each claim that counts."""
         self._timers_sent: set[str] = set()
@@ -155,6 +160,7 @@ class Rules:
                 if reader.parts:
                     self.mark("part of a split turn lost")
                 reader.term, reader.seq, reader.broken, reader.parts = record.term, 0, False, []
+                reader.owner = record.owner
                 for hear in self.claimed:
                     hear(reader.partition, offset)
             else:
@@ -206,6 +212,8 @@ class Rules:
             if command.command_id in facts.commands and not begins:
                 raise Violated(f"{where}: command {command.command_id} takes effect a second time (3)")
             facts.commands.add(command.command_id)
+        for hear in self.turned:
+            hear(turn, turn.events)
 
     def _event(self, facts: Facts, event: Any, at: int, where: str) -> None:
         if isinstance(event, RunCreated):
@@ -257,7 +265,7 @@ class Rules:
                 if number in facts.fired:
                     raise Violated(f"{where}: timer {number} fired twice (5)")
                 facts.fired.add(number)
-            case RunBlocked(error=error):
+            case RunBlocked(error=error) if self.code_fits:
                 raise Violated(f"{where}: the code has not changed, and does not fit its history: {error.message} (4)")
 
     @staticmethod

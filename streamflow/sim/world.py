@@ -53,7 +53,7 @@ class Process:
         self._born_at = world.now
         self.loop = ProcessLoop(self.monotonic, lambda: world.chance.expovariate(1 / 0.01))
         self.clock = Clock(
-            wall=lambda: int((EPOCH_SECONDS + self.world.now + self.wall_offset) * 1e9),
+            wall=lambda: int((world.epoch + self.world.now + self.wall_offset) * 1e9),
             monotonic=lambda: int(self.monotonic() * 1e9),
         )
 
@@ -65,7 +65,11 @@ class Process:
     def next_at(self) -> float | None:
         """When its next timer is due, in the world's time."""
         at = self.loop.next_at
-        return None if at is None else self._born_at + at / self.drift + 1e-9
+        return None if at is None else self.in_world(at)
+
+    def in_world(self, at: float) -> float:
+        """An instant by this process's monotonic clock, in the world's time; never too early."""
+        return self._born_at + at / self.drift + 1e-9
 
     @property
     def can_run(self) -> bool:
@@ -122,11 +126,12 @@ class Process:
 class World:
     """One simulated world."""
 
-    def __init__(self, seed: int | str) -> None:
+    def __init__(self, seed: int | str, *, epoch: float = EPOCH_SECONDS) -> None:
         self.seed = seed
         self.chance = random.Random(f"streamflow {seed}")
         self.now = 0.0
-        self.epoch = EPOCH_SECONDS
+        self.epoch = epoch
+        """Where the wall clock begins, in seconds since 1970."""
         self.processes: list[Process] = []
         """All that there ever were."""
         self._alive: list[Process] = []
@@ -188,8 +193,9 @@ class World:
 
     def close(self) -> None:
         """Throw everything away. Nothing of it may be used any more."""
-        for process in self.processes:
-            process.loop.throw_away()
+        with _outside_any_loop():
+            for process in self.processes:
+                process.loop.throw_away()
         self.processes.clear()
         self._alive.clear()
         self.after_each.clear()

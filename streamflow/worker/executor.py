@@ -20,15 +20,17 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from streamflow.config import Limits
 from streamflow.core.events import StepAttemptFailed, StepCompleted, StepFailed, instant
 from streamflow.errors import InvalidArguments, PayloadTooLarge
 from streamflow.metrics import step_tally
-from streamflow.worker.processes import Processes, StepProcesses, run_in_process
+from streamflow.worker.processes import Processes, run_in_process
 from streamflow.worker.threads import DaemonThreads, Ended, StepThreads
 from streamflow.workflow.code import StepCall, check_size, error_info, is_interrupt
+from streamflow.workflow.definitions import Step
 from streamflow.workflow.stepinfo import StepInfo, running
 
 log = logging.getLogger("streamflow.worker")
@@ -106,7 +108,6 @@ class Executor:
         max_parallel_steps: int,
         limits: Limits,
         threads: StepThreads | None = None,
-        processes: StepProcesses | None = None,
     ) -> None:
         self.clock = clock
         self.max_parallel_steps = max_parallel_steps
@@ -117,7 +118,9 @@ class Executor:
         self.threads: StepThreads = threads or DaemonThreads(
             min(limits.step_threads_max, max_parallel_steps), stuck_max=limits.stuck_threads_max
         )
-        self.processes: StepProcesses = processes or Processes(min(os.cpu_count() or 1, max_parallel_steps))
+        self.processes = Processes(min(os.cpu_count() or 1, max_parallel_steps))
+        self.stand_in: Callable[[Step[..., Any]], Step[..., Any]] | None = None
+        """What a simulated host runs in a step's place; None runs every step as it is."""
         self._inner: dict[asyncio.Future[Any], Attempt] = {}
         self._abandoned: set[asyncio.Future[Any]] = set()
         self._wanting_room: set[asyncio.Event] = set()
@@ -140,6 +143,8 @@ class Executor:
         if self._closed:
             return
         assert attempt.key not in self.attempts, attempt.key
+        if self.stand_in is not None:
+            attempt.call = replace(attempt.call, step=self.stand_in(attempt.call.step))
         self.attempts[attempt.key] = attempt
         if len(self.running) < self.max_parallel_steps:
             self._begin(attempt)

@@ -20,7 +20,6 @@ from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
 from streamflow.worker.executor import Executor
-from streamflow.worker.processes import StepProcesses
 from streamflow.worker.threads import StepThreads
 from streamflow.worker.watchdog import Watchdog
 from streamflow.workflow.guard import forbid_io
@@ -54,11 +53,6 @@ class Host(Protocol):
         """Where steps that are plain functions run; None for the executor's own threads."""
         ...
 
-    @property
-    def processes(self) -> StepProcesses | None:
-        """Where steps with `process=True` run; None for the executor's own processes."""
-        ...
-
     def enter(self, executor: Executor, limits: Limits) -> None:
         """Make ready, before anything of the worker runs. Raises `Unavailable` when local state cannot be used."""
         ...
@@ -86,7 +80,6 @@ class ProcessHost:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.clock = Clock()
         self.threads: StepThreads | None = None
-        self.processes: StepProcesses | None = None
         self.watchdog: Watchdog | None = None
         self._state_root = state_root
         self._slot: Slot | None = None

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol
+from typing import Any
 
 from streamflow.worker.threads import Ended, portable
 from streamflow.workflow.code import qualified
@@ -25,18 +25,6 @@ from streamflow.workflow.stepinfo import StepInfo, running
 
 Identity = tuple[str, int, str, int, int]
 """Workflow id, run, step, number, attempt."""
-
-
-class StepProcesses(Protocol):
-    """Where functions run that need an interpreter of their own."""
-
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run the function there; a cancelled call kills it. What would end the event loop comes as `Ended`."""
-        ...
-
-    def close(self) -> None:
-        """Take no more. Idempotent."""
-        ...
 
 
 class Processes:

@@ -121,7 +121,6 @@ class Worker:
                 max_parallel_steps=self.max_parallel_steps,
                 limits=self.limits,
                 threads=self.host.threads,
-                processes=self.host.processes,
             )
             self.host.enter(self.executor, self.limits)
             watch(self.gauges)

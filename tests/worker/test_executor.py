@@ -75,8 +75,7 @@ def test_a_process_killed_while_idle_costs_no_attempt():
             first = await it.of(steps.who)
             assert isinstance(first, StepCompleted)
             pid = int(first.result[1:].split(b",")[0])
-            processes: Any = it.executor.processes
-            pool: Any = processes._idle[0]
+            pool: Any = it.executor.processes._idle[0]
             os.kill(pid, signal.SIGKILL)
             await asyncio.to_thread(pool._executor_manager_thread.join)
             assert isinstance(await it.of(steps.add, 1, 1), StepCompleted)
