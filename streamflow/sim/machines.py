@@ -94,6 +94,7 @@ class Machines:
                 return
             except Unavailable as error:  # a supervisor would start it again
                 self.world.note(process.name, f"could not serve: {error}")
+                await log.close()
                 await asyncio.sleep(RESTART_SECONDS)
 
     def kill(self, machine: Machine, loss: Loss) -> None:
