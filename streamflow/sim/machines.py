@@ -6,9 +6,11 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from streamflow.errors import Unavailable
+from streamflow.metrics import unwatch
 from streamflow.sim.cluster import Cluster
 from streamflow.sim.host import Disk, Loss, SimHost
 from streamflow.sim.log import SimLog
@@ -88,6 +90,7 @@ class Machines:
             log = SimLog(self.cluster, process, self._name)
             host = self._host(process, machine.disk)
             worker = machine.worker = self._worker(self._app, log, host=host, **self._options, **machine.options)
+            self.world.at_close.append(partial(unwatch, worker.gauges))
             try:
                 await worker.start()
                 await worker.wait()

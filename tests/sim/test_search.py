@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
@@ -18,7 +20,7 @@ from streamflow.sim import search as module
 from streamflow.sim.rules import Violated
 from streamflow.sim.search import CHUNK_SEEDS, Verdict, minimise, play, search
 from streamflow.sim.simulation import Simulation
-from streamflow.sim.world import Stuck, TooLong
+from streamflow.sim.world import Stuck, TooLong, World
 from tests.sim.mutants import take_a_failed_append_for_a_good_one
 
 HERE = Path(__file__).parent
@@ -48,6 +50,21 @@ def test_the_same_seed_is_the_same_story_in_two_processes():
         found.append(json.loads(ran.stdout))
     assert found[0] == found[1] == [play(seed).trace for seed in range(4)]
     assert len(set(found[0])) == 4
+
+
+def test_nothing_is_left_of_a_world(monkeypatch: pytest.MonkeyPatch):
+    """A search plays thousands in one process."""
+    made: list[weakref.ref[World]] = []
+    usual = World.__init__
+
+    def begin(self: World, seed: int) -> None:
+        usual(self, seed)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(World, "__init__", begin)
+    play(3)
+    gc.collect()
+    assert [world() for world in made] == [None]
 
 
 def test_a_world_has_twenty_faults_and_more():
