@@ -105,62 +105,88 @@ def sim(
       streamflow sim --seed 4711
       streamflow sim --seed 4711 --without 3,7,9
     """
-    from streamflow.sim.search import minimise, play, search
-    from streamflow.sim.situations import SITUATIONS, WORLDS_MIN, missing
+    from streamflow.sim.search import play, search
 
     _refuse_two(seed=seed, seeds=seeds, fresh=fresh, minutes=minutes)
     if without is not None and seed is None:
         raise click.UsageError("--without leaves out faults of one seed: name it with --seed")
     output = Output(as_json=as_json)
     begun_at = time.monotonic()
-    verdicts: Iterable[Verdict]
     if seed is not None:
-        verdicts = (play(each, without=without or frozenset()) for each in (seed,))
+        found = _Found(output, tells=not as_json, minimised_max=1 if without is None else 0)
+        found.take(play(seed, without=without or frozenset()))
     else:
+        found = _Found(output, tells=False, minimised_max=MINIMISED_MAX)
         wanted = _wanted(output, seeds, fresh, None if minutes is None else begun_at + 60 * minutes)
-        verdicts = search(wanted, jobs=jobs)
-    marks: Counter[str] = Counter()
-    failed: list[Verdict] = []
-    done = 0
-    for verdict in verdicts:
-        done += 1
-        marks.update(verdict.marks)
-        if verdict.failure is not None:
-            output.say(f"seed {verdict.seed} FAILED: {_replay(verdict)}")
-            if without is None and len(failed) < MINIMISED_MAX:
-                output.say("  looking for the fewest faults that do it ...")
-                verdict = minimise(verdict)
-            failed.append(verdict)
-            if not as_json:
-                _show(output, verdict)
-        elif seed is not None and not as_json:
-            _tell(output, verdict)
-        elif done % SAID_EVERY == 0:
-            output.say(f"{done} worlds, {len(failed)} failed")
-    seconds = time.monotonic() - begun_at
-    absent = {name: SITUATIONS[name] for name in missing(marks)} if done >= WORLDS_MIN else None
-    if as_json:
-        output.document({
-            "worlds": done,
-            "seconds": seconds,
-            "code": _code(),
-            "marks": dict(sorted(marks.items())),
-            "missing": absent,
-            "failed": [vars(verdict) | {"again": _replay(verdict)} for verdict in failed],
-        })  # fmt: skip
-    else:
-        met = "".join(f"{';,'[bool(at)]} {name} {marks[name]:,}" for at, name in enumerate(sorted(marks)))
-        output.text(f"{_counted(done, 'world')} in {seconds:.1f} s, {len(failed)} failed{met}")
-        for name, why in (absent or {}).items():
-            output.text(f"NEVER OCCURRED in {_counted(done, 'world')}: {name} ({why})")
-        if absent:
-            output.text(
-                "What never occurs is not tested: the simulator, or the product, has changed so that it cannot."
-            )
-        for verdict in failed if seed is None else ():
-            output.text(f"FAILED {_replay(verdict)}")
-    if failed or absent:
+        for verdict in search(wanted, jobs=jobs):
+            found.take(verdict)
+    if not found.sum_up(time.monotonic() - begun_at):
         raise click.exceptions.Exit(1)
+
+
+class _Found:
+    """What the worlds have shown; failing ones are shown when they come."""
+
+    def __init__(self, output: Output, *, tells: bool, minimised_max: int) -> None:
+        self._output = output
+        self._tells = tells
+        """Whether the story is told of a world where all held."""
+        self._minimised_max = minimised_max
+        self._marks: Counter[str] = Counter()
+        self._failed: list[Verdict] = []
+        self._worlds = 0
+
+    def take(self, verdict: Verdict) -> None:
+        """One more world is over."""
+        self._worlds += 1
+        self._marks.update(verdict.marks)
+        if verdict.failure is not None:
+            self._fail(verdict)
+        elif self._tells:
+            _tell(self._output, verdict)
+        elif self._worlds % SAID_EVERY == 0:
+            self._output.say(f"{self._worlds} worlds, {len(self._failed)} failed")
+
+    def _fail(self, verdict: Verdict) -> None:
+        from streamflow.sim.search import minimise
+
+        self._output.say(f"seed {verdict.seed} FAILED: {_replay(verdict)}")
+        if len(self._failed) < self._minimised_max:
+            self._output.say("  looking for the fewest faults that do it ...")
+            verdict = minimise(verdict)
+        self._failed.append(verdict)
+        if not self._output.as_json:
+            _show(self._output, verdict)
+
+    def sum_up(self, seconds: float) -> bool:
+        """Say what was found; whether all is well."""
+        from streamflow.sim.situations import SITUATIONS, WORLDS_MIN, missing
+
+        judged = self._worlds >= WORLDS_MIN
+        absent = {name: SITUATIONS[name] for name in missing(self._marks)} if judged else {}
+        if self._output.as_json:
+            self._output.document({
+                "worlds": self._worlds,
+                "seconds": seconds,
+                "code": _code(),
+                "marks": dict(sorted(self._marks.items())),
+                "missing": absent if judged else None,
+                "failed": [vars(verdict) | {"again": _replay(verdict)} for verdict in self._failed],
+            })  # fmt: skip
+        else:
+            self._say(seconds, absent)
+        return not self._failed and not absent
+
+    def _say(self, seconds: float, absent: dict[str, str]) -> None:
+        text, worlds = self._output.text, _counted(self._worlds, "world")
+        met = ", ".join(f"{name} {times:,}" for name, times in sorted(self._marks.items()))
+        text(f"{worlds} in {seconds:.1f} s, {len(self._failed)} failed{met and '; ' + met}")
+        for name, why in absent.items():
+            text(f"NEVER OCCURRED in {worlds}: {name} ({why})")
+        if absent:
+            text("What never occurs is not tested: the simulator, or the product, has changed so that it cannot.")
+        for verdict in self._failed:
+            text(f"FAILED {_replay(verdict)}")
 
 
 def _refuse_two(**ways: object) -> None:
