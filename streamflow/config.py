@@ -83,6 +83,26 @@ class Limits(Struct, frozen=True, kw_only=True):
     attempts_kept_seconds: float = 86_400.0
     """How long attempts that are done with stay on the topic of their queue, to see what was asked."""
 
+    late_status_seconds: float = 900.0
+    """How long after a take-over statuses of earlier owners may still come: a producer gives up after two minutes, a
+    broker drops a connection that is idle for ten."""
+
+    late_status_look_seconds: float = 5.0
+    """How often the last statuses on the topic are compared with their runs. One that is behind twice is late; once, it
+    is under way, so this is far longer than a publish takes."""
+
+    late_status_runs_max: int = 20_000
+    """Runs whose last status is kept for the next look, at most 800 bytes of each: 16 MB per partition. So many do not
+    get a status within one look."""
+
+    late_status_records_back_max: int = 20_000
+    """Statuses read back of those that were there before the take-over: a log that keeps no times of its records could
+    mean all of them."""
+
+    late_statuses_at_once_max: int = 32
+    """Statuses read back, compared or published again at once: each may be a megabyte, and usually half a millisecond
+    goes by."""
+
     request_seconds: float = 30.0
     """How long a client waits for the answer to a command before it raises `Unavailable`."""
 

@@ -80,7 +80,7 @@ class Registry(Protocol):
 
 
 class Schemas:
-    """The schemas of one registry, by id. `schema_of` is what decoding takes; it knows what `fetch` has fetched."""
+    """The schemas of one registry, by id. `schema_of` is what decoding takes: of what was fetched or registered."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -95,7 +95,7 @@ class Schemas:
         return self._registry.name
 
     def schema_of(self, schema_id: int) -> Schema:
-        """The schema of an id that was fetched; `LookupError` says why there is none."""
+        """The schema of an id that is known; `LookupError` says why it is not."""
         if schema_id in self._known:
             self._known.move_to_end(schema_id)
             return self._known[schema_id]
@@ -144,13 +144,14 @@ class Schemas:
             subject = f"{app}.{topic}-value"
             text = json.dumps(json.loads((schema_folder() / f"{name}.avsc").read_text(encoding="utf-8")))
             try:
-                ids[topic] = await self._register(subject, text)
+                ids[topic] = schema_id = await self._register(subject, text)
             except RegistryRefused as refused:
                 raise InvalidArguments(
                     f"the schema registry {self.name} refuses {name}.avsc for the subject {subject}: {refused}. If "
                     f"something else was registered there, delete the subject; if this version of streamflow adds a "
                     f"kind of command or event, set the subject's compatibility to BACKWARD_TRANSITIVE and leave it so"
                 ) from None
+            _keep(self._known, schema_id, json.loads(text))
         self.ids = ids
 
     async def _register(self, subject: str, schema: str) -> int:

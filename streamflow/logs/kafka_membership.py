@@ -355,6 +355,7 @@ class KafkaMembership:
 
     def _on_error(self, error: KafkaError) -> None:
         """Called whatever the consumer is asked. The message that says the same may get lost in a rebalance."""
+        log_.debug("%s: member %s of %s: %s", self._url.url, self.owner, self._group.name, error.str())
         if error.fatal():
             self._unheard = error
 

@@ -6,9 +6,11 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from streamflow.errors import Unavailable
+from streamflow.metrics import unwatch
 from streamflow.sim.cluster import Cluster
 from streamflow.sim.host import Disk, Loss, SimHost
 from streamflow.sim.log import SimLog
@@ -88,12 +90,14 @@ class Machines:
             log = SimLog(self.cluster, process, self._name)
             host = self._host(process, machine.disk)
             worker = machine.worker = self._worker(self._app, log, host=host, **self._options, **machine.options)
+            self.world.at_close.append(partial(unwatch, worker.gauges))
             try:
                 await worker.start()
                 await worker.wait()
                 return
             except Unavailable as error:  # a supervisor would start it again
                 self.world.note(process.name, f"could not serve: {error}")
+                await log.close()
                 await asyncio.sleep(RESTART_SECONDS)
 
     def kill(self, machine: Machine, loss: Loss) -> None:

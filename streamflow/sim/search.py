@@ -5,12 +5,22 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
+import re
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Final
 
+from streamflow.sim.rules import Violated
 from streamflow.sim.simulation import Simulation
+from streamflow.sim.world import Stuck, TooLong
+
+CHUNK_SEEDS: Final = 2
+"""Seeds that a process is given at once; twice as many chunks as there are processes are under way."""
 
 
 @dataclass
@@ -21,6 +31,8 @@ class Verdict:
     failure: str | None
     kind: str = ""
     """The class of what was raised."""
+    rule: str = ""
+    """What noticed it: the number of an invariant, or outcome, refused, endless, or else the class."""
     trace: int = 0
     steps: int = 0
     virtual_seconds: float = 0.0
@@ -28,6 +40,10 @@ class Verdict:
     last: list[str] = field(default_factory=list)
     """The last events, oldest first."""
     marks: dict[str, int] = field(default_factory=dict)
+    without: list[int] = field(default_factory=list)
+    """The faults, by number, that were left out."""
+    failed_first: str | None = None
+    """The failure of the whole story, where this is a smaller one."""
 
 
 def play(seed: int, *, without: frozenset[int] = frozenset()) -> Verdict:
@@ -50,41 +66,73 @@ def _play(simulation: Simulation) -> Verdict:
         seed=simulation.seed,
         failure=None if failure is None else str(failure) or repr(failure),
         kind="" if failure is None else type(failure).__name__,
+        rule="" if failure is None else _rule(failure),
         trace=world.trace,
         steps=world.steps,
         virtual_seconds=world.now,
         faults=simulation.faults,
         last=list(world.last),
         marks=dict(world.marks),
+        without=sorted(simulation.without),
     )
     world.close()
     return verdict
 
 
+def _rule(failure: Exception) -> str:
+    if isinstance(failure, (TooLong, Stuck)):
+        return "endless"
+    if not isinstance(failure, Violated):
+        return type(failure).__name__
+    number = re.search(r"\((\d+)\)\Z", str(failure))
+    if number is not None:
+        return number[1]
+    return "refused" if str(failure).startswith("the driver was refused") else "outcome"
+
+
 def minimise(verdict: Verdict) -> Verdict:
-    """The same seed with as few faults as still make it fail in the same way."""
-    numbers = [int(fault.partition(":")[0]) for fault in verdict.faults]
-    without: set[int] = set()
-    size = max(1, len(numbers) // 2)
+    """The same seed with as few faults as still make it fail of the same rule."""
+    first, size = verdict.failure, max(1, len(verdict.faults) // 2)
     while True:
-        left = [number for number in numbers if number not in without]
+        left = [int(fault.partition(":")[0]) for fault in verdict.faults]
         for start in range(0, len(left), size):
-            tried = play(verdict.seed, without=frozenset(without | set(left[start : start + size])))
-            if tried.kind == verdict.kind and len(tried.faults) < len(verdict.faults):
-                without |= set(left[start : start + size])
+            tried = play(verdict.seed, without=frozenset([*verdict.without, *left[start : start + size]]))
+            if (tried.kind, tried.rule) == (verdict.kind, verdict.rule) and len(tried.faults) < len(verdict.faults):
                 verdict = tried
         if size == 1:
-            return verdict
+            return replace(verdict, failed_first=first)
         size //= 2
 
 
 def search(seeds: Iterable[int], *, jobs: int) -> Iterator[Verdict]:
-    """Verdicts of all seeds, in their order; `jobs` processes at once."""
+    """Verdicts of all seeds, in their order; `jobs` processes at once.
+
+    Seeds are taken when they are about to be played. Raises `BrokenProcessPool` when one of the processes dies.
+    """
     if jobs == 1:
         yield from map(play, seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(play, seeds, chunksize=4)
+    left = iter(seeds)
+    under_way: deque[Future[list[Verdict]]] = deque()
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+    def hand_out() -> None:
+        if chunk := list(islice(left, CHUNK_SEEDS)):
+            under_way.append(pool.submit(_play_all, chunk))
+
+    try:
+        for _ in range(2 * jobs):
+            hand_out()
+        while under_way:
+            verdicts = under_way.popleft().result()
+            hand_out()
+            yield from verdicts
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _play_all(seeds: list[int]) -> list[Verdict]:
+    return list(map(play, seeds))
 
 
 @contextmanager

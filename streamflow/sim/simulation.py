@@ -51,6 +51,7 @@ def limits(story: random.Random) -> Limits:
         trim_seconds=story.choice((5.0, 600.0)),
         commands_kept_seconds=story.choice((70.0, 7 * 86_400.0)),
         replies_kept_seconds=story.choice((70.0, 3_600.0)),
+        late_statuses_at_once_max=story.choice((1, 32)),
     )
 
 

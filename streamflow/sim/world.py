@@ -143,6 +143,8 @@ class World:
         self.last: deque[str] = deque(maxlen=LAST_EVENTS)
         self.after_each: list[Callable[[], None]] = []
         """Called after every event and every burst."""
+        self.at_close: list[Callable[[], None]] = []
+        """Called when the world is thrown away: what its killed processes entered somewhere outside is taken out."""
         self.leap_to: Callable[[], float | None] = lambda: None
         """When the next thing of interest happens, if nothing but housekeeping lies before it: time leaps there, as if
         all machines had been asleep. None: time passes from timer to timer."""
@@ -200,6 +202,9 @@ class World:
         self._alive.clear()
         self.after_each.clear()
         self._events.clear()
+        for undo in self.at_close:
+            undo()
+        self.at_close.clear()
 
     def _burst(self, process: Process) -> None:
         with _outside_any_loop():

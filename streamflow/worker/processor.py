@@ -122,7 +122,7 @@ class Processor:
         self.trimmer = Trimmer(self)
         self.observer = Observer(code_of)
         self._status_schema = None if schemas is None else schemas.ids.get(STATUS)
-        self.schema_of = None if schemas is None else schemas.schema_of
+        self.schemas = schemas
         self._statuses_from: int | None = None
         self._loop = asyncio.get_running_loop()
         # What is decided must not see the context of the step that happened to wake the processor.
@@ -155,8 +155,7 @@ class Processor:
                 return
             self.status = ProcessorState.ACTIVE
             self.observer.active()
-            keeping = Statuses(self, self._statuses_from).run()
-            beside += map(self._loop.create_task, (self.trimmer.run(), keeping))
+            beside += map(self._loop.create_task, (self.trimmer.run(), Statuses(self, self._statuses_from).run()))
             beside[0].add_done_callback(self._trimming_ended)
             if await self._until(stopping, self._recover_and_consume(), name="commands"):
                 raise Unavailable(f"partition {self.partition}: {self.log.app}.{COMMANDS} ended: the log was closed")
@@ -222,7 +221,7 @@ class Processor:
 
     async def _publish_again(self) -> None:
         """Derive again what the last owner may not have published."""
-        self._statuses_from = await statuses_since(self.log, self.partition, self.clock.now_ms())
+        self._statuses_from = await statuses_since(self.log, self.partition, self.clock.now_ms(), self.limits)
         offset = self.published = await self.log.published_offset(self.partition)
         offset = max(offset, await self.log.start_offset(HISTORY, self.partition))
         first_turns = await first_turns_since(self.log, self.partition, offset, self._next_offset)
@@ -551,10 +550,11 @@ class Processor:
             return
         self._send(records, published)
 
-    def publish_status(self, workflow_id: str, status: PublishStatus) -> None:
-        """Publish the status of a run as it is, apart from any turn."""
-        if not self._failed.done() and self.status is ProcessorState.ACTIVE:
-            self._send(self._outgoing((status,), workflow_id), None)
+    def publish_status(self, workflow_id: str, status: PublishStatus) -> list[asyncio.Future[None]]:
+        """Publish the status of a run as it is, apart from any turn; nothing is under way where that cannot be now."""
+        if self._failed.done() or self.status is not ProcessorState.ACTIVE:
+            return []
+        return [self._send(self._outgoing((status,), workflow_id), None)]
 
     def publish_offset(self) -> None:
         """Say how far all is published, without waiting for something to publish; nothing may be under way."""
@@ -563,12 +563,12 @@ class Processor:
         self._unpublished = 0
         self._send([], self.state.applied_offset)
 
-    def _send(self, records: list[Outgoing], published: int | None) -> None:
-        upto = None if published is None else (self.partition, published)
-        future = self.log.publish(records, published=upto)
+    def _send(self, records: list[Outgoing], published: int | None) -> asyncio.Future[None]:
+        future = self.log.publish(records, published=None if published is None else (self.partition, published))
         self._publishes += 1
         self._outgoing_in_flight += len(records)
         future.add_done_callback(partial(self._sent, len(records), published))
+        return future
 
     def _sent(self, records: int, published: int | None, future: asyncio.Future[None]) -> None:
         self._publishes -= 1

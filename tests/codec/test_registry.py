@@ -139,6 +139,8 @@ def test_the_public_schemas_are_registered_under_the_apps_subjects(monkeypatch):
         "shop.history-value",
     ]
     assert told.asked[0][1]["name"] == "Command"
+    assert schemas.missing(framed(2)) is None  # nobody has to be asked for what was registered
+    assert schemas.schema_of(2)["name"] == "Status"
 
 
 def test_a_refusal_names_the_subject_and_what_to_do():

@@ -5,7 +5,6 @@ A mutation that survives is a hole in the simulator, to be closed before the mut
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 import pytest
@@ -13,24 +12,11 @@ import pytest
 import tests.sim.mutants  # noqa: F401 - its mutations enter themselves in the list
 from streamflow.core.partition import Partition
 from streamflow.errors import Unavailable
-from streamflow.sim.search import Verdict, play
+from streamflow.sim.search import play
 from tests.sim.mutating import MISTAKES, MUTATIONS, Mutation, swap
 
 SEEDS: Final = 2_000
 """Seeds within which each must be found; most are found by the first few."""
-
-
-def finder(verdict: Verdict) -> str:
-    """What of the simulator noticed it, in the words of mutants.py; an unexpected exception has its own name."""
-    assert verdict.failure is not None
-    if verdict.kind in ("TooLong", "Stuck"):
-        return "endless"
-    if verdict.kind != "Violated":
-        return verdict.kind
-    rule = re.search(r"\((\d)\)\Z", verdict.failure)
-    if rule is not None:
-        return rule[1]
-    return "refused" if verdict.failure.startswith("the driver was refused") else "outcome"
 
 
 @pytest.mark.slow
@@ -42,7 +28,7 @@ def test_a_mutation_is_found(mutation: Mutation):
         found = next((verdict for verdict in map(play, range(SEEDS)) if verdict.failure is not None), None)
     assert found is not None, f"survived {SEEDS} seeds"
     assert MISTAKES == []
-    assert finder(found) in mutation.found_by, f"seed {found.seed}, {found.kind}: {found.failure}"
+    assert found.rule in mutation.found_by, f"seed {found.seed}, {found.kind}: {found.failure}"
 
 
 def test_there_are_mutations_of_all_parts_and_no_two_alike():
