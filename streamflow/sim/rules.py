@@ -73,12 +73,12 @@ class Rules:
         self.cluster = cluster
         self.runs: dict[str, Facts] = {}
         self.readers = [_Reader(partition) for partition in range(cluster.partitions)]
-        self.marks: dict[str, int] = {}
+        self.marks = cluster.marks
         """How often each rare situation occurred."""
         cluster.landed.append(self._landed)
 
     def mark(self, situation: str) -> None:
-        self.marks[situation] = self.marks.get(situation, 0) + 1
+        self.cluster.mark(situation)
 
     def _landed(self, topic: str, partition: int, offset: int) -> None:
         record = self.cluster.stream(topic, partition).records[-1]
