@@ -48,6 +48,9 @@ class Weather:
     """A write that lands long after its sender was told that the outcome is unknown."""
     torn: float = 0.0
     """A write of several records of which only the first land."""
+    headless: float = 0.0
+    """A write of several records of which only the last land: brokers that know nothing of a producer take any of its
+    batches as its first."""
     unacknowledged: float = 0.0
     """A write that lands, and whose sender is told that the outcome is unknown."""
     repeated: float = 0.0

@@ -21,13 +21,17 @@ DELIVERY_SECONDS: Final = 5.0
 """As `kafka_lane.DELIVERY_SECONDS`; short, so that one story sees many outcomes that are unknown."""
 RETRY_SECONDS: Final = 0.5
 """After so long without an answer a batch is sent again."""
+HANGING: Final = 0.25
+"""How often a request that meets no broker is in a connection that does not break, and arrives once they are back."""
 
 TIMED_OUT: Final = Refusal("no acknowledgement in time")
 PURGED: Final = Refusal("the producer was dropped")
 FULL: Final = Refusal("the producer's queue is full")
 FATAL: Final = Refusal("the producer has failed for good")
 
-FATES: Final = ("lost", "late", "torn", "unacknowledged", "repeated", "unplaced", "fatal")
+FATES_OF_ONE: Final = ("lost", "late", "unacknowledged", "repeated", "unplaced", "fatal")
+FATES_OF_PARTS: Final = ("torn", "headless")
+FATES: Final = FATES_OF_PARTS + FATES_OF_ONE
 """What can become of a batch but to land once and be acknowledged; fields of `Weather` say how likely each is."""
 
 
@@ -84,21 +88,24 @@ class SimLane:
             if taken := messages[: self._chance.randint(0, len(messages) - 1)]:
                 self._hand_over(place, taken, "")
             raise NotTaken(FULL)
-        fate = self._draw()
+        fate = self._draw(FATES if len(messages) > 1 else FATES_OF_ONE)
         if fate:
             self._mark(f"write {fate}")
             self._world.note(self._process.name, f"{place[0]}[{partition}]: {len(messages)} records {fate}")
-        if fate != "torn":
-            self._hand_over(place, messages, fate)
-            return
-        cut = self._chance.randint(0, len(messages) - 1)
-        if cut:
-            self._hand_over(place, messages[:cut], self._chance.choice(("", "unacknowledged")))
-        self._hand_over(place, messages[cut:], "lost")
+        cut = self._chance.randint(1, len(messages) - 1) if len(messages) > 1 else 0
+        match fate:
+            case "torn":
+                self._hand_over(place, messages[:cut], self._chance.choice(("", "unacknowledged")))
+                self._hand_over(place, messages[cut:], "lost")
+            case "headless":
+                self._hand_over(place, messages[:cut], fate)
+                self._hand_over(place, messages[cut:], "")
+            case _:
+                self._hand_over(place, messages, fate)
 
-    def _draw(self) -> str:
+    def _draw(self, fates: tuple[str, ...]) -> str:
         draw = self._chance.random()
-        for name in FATES:
+        for name in fates:
             draw -= getattr(self._cluster.weather, name)
             if draw < 0:
                 return name
@@ -124,14 +131,14 @@ class SimLane:
     def _arrive(self, batch: _Batch) -> None:
         """At the brokers. Nobody asks whether its sender still lives, or waits."""
         cluster = self._cluster
-        if batch.fate == "lost" or not cluster.reached_by(self._process, *batch.place):
+        if batch.fate in ("lost", "headless") or not cluster.reached_by(self._process, *batch.place):
             self._trouble(batch)
-            if cluster.weather.down and self._chance.random() < 0.25:
+            if cluster.weather.down and self._chance.random() < HANGING:
                 batch.fate = "late"  # it hangs in a connection that is not broken
                 self._world.at(
                     self._world.now + self._chance.uniform(0, LATE_SECONDS_MAX), partial(self._arrive, batch)
                 )
-            elif batch.fate not in ("lost", "late"):
+            elif batch.fate not in ("lost", "headless", "late"):
                 self._process.call(RETRY_SECONDS, self._again, batch)
             return
         if batch.offset is not None:
@@ -139,7 +146,8 @@ class SimLane:
         elif self._landed.get(batch.place, 0) > batch.number:
             self._mark("write refused as old")
             return
-        elif any(other.place == batch.place and other.offset is None and other.number < batch.number
+        elif any(other.place == batch.place and other.number < batch.number
+                 and other.offset is None and other.fate != "headless"
                  for other in self._under_way):  # fmt: skip
             self._process.call(RETRY_SECONDS, self._again, batch)  # out of order: brokers take none before that one
             return

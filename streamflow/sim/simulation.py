@@ -18,11 +18,12 @@ from streamflow.client.handle import Handle
 from streamflow.client.requests import Surroundings
 from streamflow.codec.payload import encode_value
 from streamflow.errors import CommandRejected, StreamflowError, Unavailable, WorkflowCancelled, WorkflowTerminated
-from streamflow.logs.base import COMMANDS
+from streamflow.logs.base import COMMANDS, TOPICS
 from streamflow.sim import programs
 from streamflow.sim.cluster import Cluster, Weather
 from streamflow.sim.host import Disk, Loss, SimHost
-from streamflow.sim.log import SimLog
+from streamflow.sim.lane import FATES_OF_ONE, FATES_OF_PARTS
+from streamflow.sim.log import APP_GROUP, SimLog
 from streamflow.sim.rules import Rules, Violated
 from streamflow.sim.world import Process, World
 from streamflow.worker.worker import Worker
@@ -176,7 +177,9 @@ class Simulation:
         chance = random.Random(f"fault {number} of {self.seed}")
         machine = chance.choice(self.machines)
         kinds: list[Fault] = [self._storm, self._storm, self._outage, self._compact]
+        kinds += [self._leaderless, self._seize, self._lose_offsets, self._trim]
         if machine.is_up:
+            kinds += [self._cut, self._cut]
             kinds += [self._crash, self._crash, self._crash, self._pause, self._pause, self._leave, self._jump]
         said = chance.choice(kinds)(machine, chance)
         self.faults.append(f"{number}: at {self.world.now:.3f} s {said}")
@@ -216,15 +219,46 @@ class Simulation:
         return f"the wall clock of {machine.name} jumps to {machine.process.wall_offset:+g} s"
 
     def _compact(self, machine: Machine, chance: random.Random) -> str:
-        self.cluster.compact()
-        return "the compacted topics are cleaned"
+        seconds = chance.choice((0.0, 60.0, 60.0))
+        self.cluster.compact(delete_retention=seconds)
+        return f"the compacted topics are cleaned, of tombstones older than {seconds:g} s, too"
+
+    def _cut(self, machine: Machine, chance: random.Random) -> str:
+        """One process hears nothing of the brokers, while others go on."""
+        process = chance.choice((machine.process, machine.process, self.driver))
+        assert process is not None
+        requests_arrive, seconds = chance.random() < 0.5, chance.choice((0.5, 5.0, 12.0, 20.0))
+        self.cluster.cut(process, requests_arrive=requests_arrive)
+        self._later(seconds, lambda: self.cluster.mend(process))
+        return f"{process.name} hears no broker for {seconds:g} s{', but they hear it' if requests_arrive else ''}"
+
+    def _leaderless(self, machine: Machine, chance: random.Random) -> str:
+        place, seconds = (chance.choice(TOPICS), chance.randrange(self.cluster.partitions)), chance.choice((0.5, 10.0))
+        self.cluster.leaderless.add(place)
+        self._later(seconds, lambda: self.cluster.leaderless.discard(place))
+        return f"{place[0]}[{place[1]}] has no leader for {seconds:g} s"
+
+    def _seize(self, machine: Machine, chance: random.Random) -> str:
+        return self.cluster.group(APP_GROUP).seize(chance)
+
+    def _lose_offsets(self, machine: Machine, chance: random.Random) -> str:
+        return self.cluster.lose_offsets(chance)
+
+    def _trim(self, machine: Machine, chance: random.Random) -> str:
+        """Commands that are consumed go, though somebody may be reading them."""
+        reader = chance.choice(self.rules.readers)
+        start = self.cluster.stream(COMMANDS, reader.partition).trim(chance.randint(0, reader.consumed))
+        return f"commands[{reader.partition}] begins at offset {start}"
 
     def _storm(self, machine: Machine, chance: random.Random) -> str:
         """A while in which requests are slow, lost, late, torn, repeated or unanswered."""
         weather = Weather(delay=chance.choice((0.001, 0.01, 0.1)), spike=chance.choice((0.0, 0.05, 0.3)))
-        for name in ("lost", "late", "torn", "unacknowledged", "repeated", "refused"):
+        for name in (*FATES_OF_ONE, "refused", "slow", "partial", "full"):
             if chance.random() < 0.4:
                 setattr(weather, name, chance.choice((0.01, 0.05, 0.2)))
+        for name in FATES_OF_PARTS:  # few writes have several records
+            if chance.random() < 0.4:
+                setattr(weather, name, chance.choice((0.05, 0.4)))
         return self._weather(weather, chance.uniform(1.0, 15.0))
 
     def _outage(self, machine: Machine, chance: random.Random) -> str:
@@ -250,6 +284,7 @@ class Simulation:
         """From here on nothing goes wrong any more."""
         self.world.note("world", "heals")
         self.cluster.weather = Weather()
+        self.cluster.mend_all()
         for machine in self.machines:
             self.restart(machine)
 
