@@ -125,7 +125,7 @@ class SimLane:
         self._arrivals[batch.place] = at
         if batch.fate == "late":
             self._trouble(batch)
-            at += self._chance.uniform(0, LATE_SECONDS_MAX)
+            at += self._chance.uniform(DELIVERY_SECONDS, LATE_SECONDS_MAX)
         self._world.at(at, partial(self._arrive, batch))
 
     def _arrive(self, batch: _Batch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -70,6 +71,8 @@ class Simulation:
         self.world = World(seed)
         self.story = random.Random(f"story {seed}")
         self.cluster = Cluster(self.world, partitions=self.story.randint(1, 4))
+        self.calm = self.cluster.weather = Weather(delay=self.story.choice((0.001, 0.03, 0.3)))
+        """How it is when nothing goes wrong; where brokers are far away, writes go in groups."""
         self.rules = Rules(self.cluster)
         self.machines = [Machine(f"m{number}") for number in range(self.story.randint(1, 3))]
         self.driver = self.world.process("driver")
@@ -252,7 +255,7 @@ class Simulation:
 
     def _storm(self, machine: Machine, chance: random.Random) -> str:
         """A while in which requests are slow, lost, late, torn, repeated or unanswered."""
-        weather = Weather(delay=chance.choice((0.001, 0.01, 0.1)), spike=chance.choice((0.0, 0.05, 0.3)))
+        weather = Weather(delay=chance.choice((0.001, 0.1, 0.5)), spike=chance.choice((0.0, 0.05, 0.3)))
         for name in (*FATES_OF_ONE, "refused", "slow", "partial", "full"):
             if chance.random() < 0.4:
                 setattr(weather, name, chance.choice((0.01, 0.05, 0.2)))
@@ -269,7 +272,7 @@ class Simulation:
 
         def clear() -> None:
             if self.cluster.weather is weather:
-                self.cluster.weather = Weather()
+                self.cluster.weather = self.calm
                 self.world.note("weather", "clear")
 
         self._later(seconds, clear)
@@ -283,7 +286,7 @@ class Simulation:
     def heal(self) -> None:
         """From here on nothing goes wrong any more."""
         self.world.note("world", "heals")
-        self.cluster.weather = Weather()
+        self.cluster.weather = self.calm
         self.cluster.mend_all()
         for machine in self.machines:
             self.restart(machine)
@@ -292,13 +295,16 @@ class Simulation:
 
     async def _drive(self) -> None:
         try:
-            log = SimLog(self.cluster, self.driver, programs.app.name)
-            surroundings = Surroundings(self.world.chance, self.driver.clock.now_ms)
-            async with Client(log, programs.app, surroundings=surroundings) as client:
+            async with AsyncExitStack() as stack:
+                client = await self._insist(lambda: stack.enter_async_context(self._client()))
                 await asyncio.gather(*(self._accompany(client, name) for name in self.programs))
             self.done = True
         except BaseException as error:  # the story is over, whatever it was
             self.failure = error
+
+    def _client(self) -> Client:
+        log = SimLog(self.cluster, self.driver, programs.app.name)
+        return Client(log, programs.app, surroundings=Surroundings(self.world.chance, self.driver.clock.now_ms))
 
     async def _accompany(self, client: Client, workflow_id: str) -> None:
         """Start one run, send its signals, perhaps stop it, and wait for how it ends."""
