@@ -331,12 +331,15 @@ class SimMembership:
         self._changed = asyncio.Event()
         self._assigned: frozenset[int] = frozenset()
         self._left = False
+        self._member = self._new_member()
         self._enter()
+
+    def _new_member(self) -> Member:
+        return Member(self._group, self._group.name(self._owner), self._process, self._update, self._put_out)
 
     def _enter(self) -> None:
         if self._left:
             return
-        self._member = Member(self._group, self._group.name(self._owner), self._process, self._update, self._put_out)
         if self._is_heard():
             self._group.add(self._member)
         else:
@@ -358,6 +361,9 @@ class SimMembership:
     def _put_out(self) -> None:
         """The group has given everything away; this process hears of it now, and joins anew."""
         self._update(frozenset())
+        self._group.believes(self._member, frozenset())
+        self._member = self._new_member()
+        self._believe()  # what it has not stopped yet
         self._process.call(REJOIN_SECONDS, self._enter)
 
     async def assignments(self) -> AsyncIterator[frozenset[int]]:
