@@ -179,10 +179,10 @@ class Simulation:
         """Something goes wrong. What, is drawn for each number apart, so that faults can be left out."""
         chance = random.Random(f"fault {number} of {self.seed}")
         machine = chance.choice(self.machines)
-        kinds: list[Fault] = [self._storm, self._storm, self._outage, self._compact]
+        kinds: list[Fault] = [self._storm] * 6 + [self._outage, self._compact]
         kinds += [self._leaderless, self._seize, self._lose_offsets, self._trim]
         if machine.is_up:
-            kinds += [self._cut, self._cut]
+            kinds += [self._cut]
             kinds += [self._crash, self._crash, self._crash, self._pause, self._pause, self._leave, self._jump]
         said = chance.choice(kinds)(machine, chance)
         self.faults.append(f"{number}: at {self.world.now:.3f} s {said}")
@@ -260,8 +260,8 @@ class Simulation:
             if chance.random() < 0.4:
                 setattr(weather, name, chance.choice((0.01, 0.05, 0.2)))
         for name in FATES_OF_PARTS:  # few writes have several records
-            if chance.random() < 0.4:
-                setattr(weather, name, chance.choice((0.05, 0.4)))
+            if chance.random() < 0.6:
+                setattr(weather, name, chance.choice((0.1, 0.5)))
         return self._weather(weather, chance.uniform(1.0, 15.0))
 
     def _outage(self, machine: Machine, chance: random.Random) -> str:
