@@ -27,6 +27,8 @@ EXPIRE_SECONDS: Final = 2.0
 """How much later than the group a member may see that its session is over."""
 QUIET_SECONDS: Final = 30.0
 """After so long without a new record, time leaps to the next timer."""
+SHORT_OF_SECONDS: Final = 1.0
+"""It leaps to so long before: else who fires too early would fire in time."""
 LATE_SECONDS_MAX: Final = 60.0
 """How much later a write can land whose sender was told that its outcome is unknown."""
 
@@ -59,7 +61,7 @@ class Weather:
     unplaced: float = 0.0
     """A write that lands, and is acknowledged without an offset: a duplicate, says the broker, it knows no more."""
     fatal: float = 0.0
-    """A write that lands, and whose producer then fails for good: of all that it has under way nothing is heard."""
+    """A write whose producer fails for good: of all that it has under way nothing is heard. It lands, perhaps late."""
     full: float = 0.0
     """A write of which the producer takes only a part, or nothing."""
     refused: float = 0.0
@@ -298,7 +300,7 @@ class Cluster:
         self._tick()
 
     def next_due(self) -> float | None:
-        """When the next timer fires, if nobody does anything before; None if somebody may."""
+        """Just before the next timer fires, if nobody does anything before; None if somebody may."""
         now, newest = self.world.now, dict[bytes, bytes | None]()
         if (
             now - self.landed_at < QUIET_SECONDS
@@ -312,7 +314,8 @@ class Cluster:
             if topic == TIMERS:
                 newest.update((record.key, record.value) for record in stream.records)
         due = [decode_timer(value).fire_at / 1000 - self.world.epoch for value in newest.values() if value is not None]
-        return min((at for at in due if at > now + QUIET_SECONDS), default=None)
+        leap = min((at for at in due if at > now + QUIET_SECONDS), default=None)
+        return None if leap is None else leap - SHORT_OF_SECONDS
 
     def number(self) -> int:
         """One that nobody has had."""

@@ -21,8 +21,8 @@ DELIVERY_SECONDS: Final = 5.0
 """As `kafka_lane.DELIVERY_SECONDS`; short, so that one story sees many outcomes that are unknown."""
 RETRY_SECONDS: Final = 0.5
 """After so long without an answer a batch is sent again."""
-HANGING: Final = 0.25
-"""How often a request that meets no broker is in a connection that does not break, and arrives once they are back."""
+HANGING: Final = 0.5
+"""How often a request whose producer fails, or that meets no broker, hangs in a connection and arrives much later."""
 
 TIMED_OUT: Final = Refusal("no acknowledgement in time")
 PURGED: Final = Refusal("the producer was dropped")
@@ -126,6 +126,9 @@ class SimLane:
         if batch.fate == "late":
             self._trouble(batch)
             at += self._chance.uniform(DELIVERY_SECONDS, LATE_SECONDS_MAX)
+        elif batch.fate == "fatal" and self._chance.random() < HANGING:
+            self._process.call(self._cluster.delay(), self._fail)
+            at += self._chance.uniform(DELIVERY_SECONDS, LATE_SECONDS_MAX)  # behind those of the next producer
         self._world.at(at, partial(self._arrive, batch))
 
     def _arrive(self, batch: _Batch) -> None:

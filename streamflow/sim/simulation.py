@@ -71,7 +71,7 @@ class Simulation:
         self.world = World(seed)
         self.story = random.Random(f"story {seed}")
         self.cluster = Cluster(self.world, partitions=self.story.randint(1, 4))
-        self.calm = self.cluster.weather = Weather(delay=self.story.choice((0.001, 0.03, 0.3)))
+        self.calm = self.cluster.weather = Weather(delay=self.story.choice((0.001, 0.001, 0.03, 0.3)))
         """How it is when nothing goes wrong; where brokers are far away, writes go in groups."""
         self.rules = Rules(self.cluster)
         self.machines = [Machine(f"m{number}") for number in range(self.story.randint(1, 3))]
@@ -179,10 +179,10 @@ class Simulation:
         """Something goes wrong. What, is drawn for each number apart, so that faults can be left out."""
         chance = random.Random(f"fault {number} of {self.seed}")
         machine = chance.choice(self.machines)
-        kinds: list[Fault] = [self._storm] * 6 + [self._outage, self._compact]
+        kinds: list[Fault] = [self._outage, self._compact, *(self._storm for _ in range(6))]
         kinds += [self._leaderless, self._seize, self._lose_offsets, self._trim]
         if machine.is_up:
-            kinds += [self._cut]
+            kinds += [self._cut, self._strand]
             kinds += [self._crash, self._crash, self._crash, self._pause, self._pause, self._leave, self._jump]
         said = chance.choice(kinds)(machine, chance)
         self.faults.append(f"{number}: at {self.world.now:.3f} s {said}")
@@ -225,6 +225,19 @@ class Simulation:
         seconds = chance.choice((0.0, 60.0, 60.0))
         self.cluster.compact(delete_retention=seconds)
         return f"the compacted topics are cleaned, of tombstones older than {seconds:g} s, too"
+
+    def _strand(self, machine: Machine, chance: random.Random) -> str:
+        """What is sent hangs in the network, then the sender is gone: it lands among the records of its successor."""
+        seconds, process = chance.uniform(0.5, 4.0), machine.process
+        said = self._weather(Weather(late=0.7), seconds)
+
+        def go() -> None:
+            if machine.is_up and machine.process is process:
+                self.kill(machine, Loss.NOTHING)
+                self._later(20.0, lambda: self.restart(machine))
+
+        self._later(seconds, go)
+        return f"{said}; then {machine.name} is killed for 20 s"
 
     def _cut(self, machine: Machine, chance: random.Random) -> str:
         """One process hears nothing of the brokers, while others go on."""

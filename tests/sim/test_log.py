@@ -174,7 +174,8 @@ def test_an_acknowledgement_that_proves_nothing(fate: str, found: int, landed: l
     stage.play(test)
 
 
-def test_a_producer_that_fails_takes_all_along_and_order_begins_anew_with_another():
+def test_a_producer_that_fails_takes_all_along_and_order_begins_anew_with_another(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lane, "HANGING", 0.0)
     stage = Stage(partitions=2)
 
     async def test() -> None:
@@ -192,6 +193,23 @@ def test_a_producer_that_fails_takes_all_along_and_order_begins_anew_with_anothe
         assert stage.marks["write fatal"] == 1
         assert await log.end_offset(HISTORY, 0) == 1
         assert await append(log, 1, b"again") == 1
+
+    stage.play(test)
+
+
+def test_what_a_failed_producer_had_under_way_can_land_behind_what_the_next_one_wrote(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lane, "HANGING", 1.0)
+    stage = Stage()
+
+    async def test() -> None:
+        log = stage.log()
+        stage.cluster.weather = Weather(fatal=1.0)
+        assert isinstance(await failure(log.publish([Outgoing(STATUS, 0, b"k", b"old")])), Unavailable)
+        stage.cluster.weather = CALM
+        await log.publish([Outgoing(STATUS, 0, b"k", b"new")])
+        assert stage.landed(STATUS) == [b"new"]
+        await stage.pass_by(LATE_SECONDS_MAX)
+        assert stage.landed(STATUS) == [b"new", b"old"]
 
     stage.play(test)
 
