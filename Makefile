@@ -4,6 +4,9 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 SEEDS ?= 0..299
+RUNS ?= 4000
+MINUTES ?= 10
+SEED ?=
 
 OTHER := name another interpreter: make PYTHON=/path/to/python3.12
 
@@ -12,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format coverage core-coverage pyright clean sim
+.PHONY: help demo test check bench format coverage core-coverage pyright clean sim fuzz soak
 
 help:
 	@echo "make demo       a workflow that survives its worker, on one SQLite file"
@@ -20,6 +23,8 @@ help:
 	@echo "make check      format, lint, types, layers, tidiness"
 	@echo "make bench      how fast it is on this machine"
 	@echo "make sim        the engine in simulated worlds full of faults (SEEDS=A..B)"
+	@echo "make fuzz       every decoder against inputs made to break it (RUNS=N for each; Linux on x86-64)"
+	@echo "make soak       real processes on a real Kafka, killed and paused for MINUTES=N; every promise is checked"
 	@echo "make format     write the format and the safe lint fixes"
 	@echo "make coverage   the coverage of the whole package"
 	@echo "make pyright    a second opinion on the types (downloads Node.js where there is none)"
@@ -39,6 +44,14 @@ test: .venv/.dev
 # Other seeds: make sim SEEDS=1000..1999. Those that once failed are part of the suite.
 sim: .venv/.dev
 	$(BIN)/streamflow sim --seeds $(SEEDS)
+
+# A fixed seed, so that two runs on one commit agree. Longer, or one target alone: tests/fuzz/README.md.
+fuzz: .venv/.fuzz
+	PYTHONHASHSEED=0 $(BIN)/python tests/fuzz/fuzz.py all -runs=$(RUNS) -seed=1
+
+# MINUTES=N in all, start and check included. What a failure says can be had again, mostly: make soak SEED=N.
+soak: .venv/.dev
+	$(BIN)/python tests/e2e/soak.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 check: .venv/.dev
 	$(BIN)/python -m ruff format --check .
@@ -61,7 +74,7 @@ pyright: .venv/.dev
 	$(BIN)/python -m pyright
 
 clean:
-	rm -rf .venv build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache
+	rm -rf .venv build dist htmlcov .coverage .coverage.* .fuzz .hypothesis .import_linter_cache
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find streamflow tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -81,4 +94,10 @@ clean:
 .venv/.dev: .venv/.run
 	@echo "Setting up the tools for development ..." >&2
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+# Wheels only: from its source it would need a compiler with libFuzzer. Where there is none, fuzz.py says so.
+.venv/.fuzz: .venv/.dev
+	@echo "Setting up atheris ..." >&2
+	@$(PIP) --only-binary atheris --editable '.[dev,fuzz]'
 	@touch $@

@@ -15,6 +15,7 @@ if not __debug__:
     )
 
 if TYPE_CHECKING:
+    from streamflow import testing as testing
     from streamflow.client import Client, Handle
     from streamflow.core.retry import Retry
     from streamflow.errors import (
@@ -133,12 +134,15 @@ __all__ = [
     "sleep_until",
     "start",
     "step_info",
+    "testing",
     "uuid4",
     "wait_signal",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return import_module("streamflow.testing")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

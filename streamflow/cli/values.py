@@ -16,7 +16,8 @@ else:
     _Type = click.ParamType  # generic since click 8.3 only
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|min|[smhdw])\s*")
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|min|[smhdw])\s*")
+_DURATION_CHARACTERS_MAX: Final = 100
 _FOUND_MAX: Final = 40
 
 
@@ -29,7 +30,10 @@ class JsonValue(_Type):
         if not isinstance(value, str):
             return value
         from_stdin = value == "-"
-        text = sys.stdin.read() if from_stdin else value
+        try:
+            text = sys.stdin.read() if from_stdin else value
+        except UnicodeDecodeError as error:
+            self.fail(f"stdin is not JSON: it is not valid UTF-8 ({error.reason} at byte {error.start})")
         try:
             return json.loads(text, parse_constant=_refuse_constant)
         except json.JSONDecodeError as error:
@@ -40,7 +44,7 @@ class JsonValue(_Type):
             why = why[:1].lower() + why[1:]
             self.fail(f"{what} is not JSON: {why} at {at}, found {found}.\n{_how_to_quote('' if from_stdin else text)}")
         except ValueError as error:
-            self.fail(f"{value!r} is not JSON: {error}")
+            self.fail(f"{_shorten(value)!r} is not JSON: {error}")
         except RecursionError:
             self.fail("it is nested too deeply")
 
@@ -54,10 +58,12 @@ class Duration(_Type):
         if not isinstance(value, str):
             return float(value)
         text = value.strip().lower()
-        if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
+        # Looking for parts in a long text takes time by the square of its length.
+        if len(text) <= _DURATION_CHARACTERS_MAX and re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text):
             return float(text)
-        if not text or _PART.sub("", text):
-            self.fail(f"{value.strip()!r} is no duration: write seconds (2.5), or units, as in 500ms, 90s, 1h30m, 7d")
+        if not text or len(text) > _DURATION_CHARACTERS_MAX or _PART.sub("", text):
+            found = _shorten(value.strip())
+            self.fail(f"{found!r} is no duration: write seconds (2.5), or units, as in 500ms, 90s, 1h30m, 7d")
         return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
 
 

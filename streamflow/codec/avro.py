@@ -26,6 +26,7 @@ from streamflow.codec.envelope import (
     parse,
     split,
 )
+from streamflow.codec.foreign import refuse_endless, refuse_unreadable, without_logical_types
 from streamflow.core.commands import BODIES, Command
 from streamflow.core.effects import DeadLetter, Reply, StatusRecord, StepTask, TimerRecord
 from streamflow.core.events import EVENTS, Applied, Claim, HistoryRecord, RemoteCall, RunSnapshot, Turn
@@ -101,11 +102,15 @@ class Codec(Generic[T]):
 def _of_registry(schema_of: SchemaOf, schema_id: int) -> tuple[upcast.Writer, bytes]:
     """A registry's schema and its fingerprint; ids never change their meaning, so it is asked once."""
     try:
-        parsed = parse(schema_of(schema_id))
+        schema = schema_of(schema_id)
+        refuse_unreadable(schema)
+        parsed = parse(without_logical_types(schema))
+        refuse_endless(parsed)
+        return upcast.Writer(parsed), fingerprint(parsed)
+    except DecodeError as error:
+        raise DecodeError(f"schema id {schema_id} cannot be used: {error}") from None
     except Exception as error:  # a registry's client and a foreign schema may raise anything
         raise UnknownSchema(f"schema id {schema_id} cannot be had: {type(error).__name__}: {error}") from error
-    upcast.refuse_empty_items(parsed)
-    return upcast.Writer(parsed), fingerprint(parsed)
 
 
 def _find_culprit(value: Any, path: str = "") -> str | None:

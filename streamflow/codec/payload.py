@@ -23,10 +23,13 @@ import msgspec
 from msgspec import UNSET
 
 from streamflow.codec.annotations import TEXTUAL, check_type, hints_of, is_model
+from streamflow.codec.nesting import NESTING_MAX, nests_too_deeply
 from streamflow.errors import InvalidArguments
 
 TYPES_MAX: Final = 512
 """Types of signals and promises whose codec is kept; a program has few, and making one again takes microseconds."""
+
+TOO_DEEP: Final = f"it nests by more than {NESTING_MAX} levels: pass it flat, or as a str"
 
 _PLAIN: Final = frozenset({str, int, bool, bytes, type(None)})
 """Types that hold nothing: looked up first, since most values are of these."""
@@ -60,10 +63,16 @@ class _Typed:
         self._type = annotation
         self._shape = check_type(annotation)
         self._decoder = msgspec.json.Decoder(annotation, dec_hook=_decode_other)
-        self.decode: Callable[[bytes], Any] = self._decoder.decode
+
+    def decode(self, data: bytes) -> Any:
+        if nests_too_deeply(data):
+            raise ValueError(TOO_DEEP)
+        return self._decoder.decode(data)
 
     def encode(self, value: Any) -> bytes:
         data = _json.encode(value)
+        if nests_too_deeply(data):
+            raise ValueError(TOO_DEEP)
         if self._shape.unordered or (b"null" in data and value is not None):
             holds_set, non_finite = _survey(value)
             if non_finite is not None:

@@ -48,16 +48,7 @@ class RegistryClient:
         self._opener = build_opener(HTTPSHandler(context=context), _NoRedirects())
 
     def schema(self, schema_id: int) -> Schema:
-        answer = self._ask("GET", f"/schemas/ids/{schema_id}")
-        kind = answer.get("schemaType", "AVRO")
-        if kind != "AVRO":
-            raise RegistryRefused(200, f"it is of type {kind}, expected AVRO")
-        if answer.get("references"):
-            raise RegistryRefused(200, "it refers to other subjects: register the schema in one piece")
-        try:
-            return json.loads(answer["schema"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise RegistryRefused(200, f"it is not JSON ({error!r})") from None
+        return _schema_of(self._ask("GET", f"/schemas/ids/{schema_id}"))
 
     def register(self, subject: str, schema: str) -> int:
         # Asked before told: a registry that has all of it already is only read, and a compatibility that somebody has
@@ -103,6 +94,23 @@ class RegistryClient:
         raise Unavailable(f"the schema registry cannot be asked ({'; '.join(failures)})")
 
 
+def schema_in(url: str, answer: bytes) -> Schema:
+    """The schema in a registry's answer. Raises `Unavailable` for no answer of one, `RegistryRefused` for no Avro."""
+    return _schema_of(_parsed(url, answer))
+
+
+def _schema_of(answer: dict[str, Any]) -> Schema:
+    kind = answer.get("schemaType", "AVRO")
+    if kind != "AVRO":
+        raise RegistryRefused(200, f"it is of type {str(kind)[:80]}, expected AVRO")
+    if answer.get("references"):
+        raise RegistryRefused(200, "it refers to other subjects: register the schema in one piece")
+    try:
+        return json.loads(answer["schema"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise RegistryRefused(200, f"it is not JSON ({error!r})") from None
+
+
 class _NoRedirects(HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -111,7 +119,7 @@ class _NoRedirects(HTTPRedirectHandler):
 def _parsed(url: str, answer: bytes) -> dict[str, Any]:
     try:
         found = json.loads(answer[: ANSWER_BYTES_MAX + 1])
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise Unavailable(f"{url} answered something else than a JSON object of at most {ANSWER_BYTES_MAX:,} bytes")
@@ -121,5 +129,5 @@ def _parsed(url: str, answer: bytes) -> dict[str, Any]:
 def _refusal(error: HTTPError) -> str:
     try:
         return str(json.loads(error.read(ANSWER_BYTES_MAX))["message"])
-    except (OSError, HTTPException, KeyError, TypeError, ValueError):
+    except (OSError, HTTPException, KeyError, TypeError, ValueError, RecursionError):
         return str(error.reason)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from streamflow.codec.envelope import DecodeError, Schema, fingerprint, parse, read_body, schema_folder, write_body
+from streamflow.codec.foreign import refuse_endless
 
 Upcaster: TypeAlias = Callable[[Any], Any]
 """From an old version's value to one of the current version: records are dicts, those in unions (name, dict) pairs."""
@@ -45,7 +46,7 @@ class Writers:
     def add(self, schema: Schema, upcaster: Upcaster | None = None) -> bytes:
         """Know one more schema; gives its fingerprint."""
         parsed = parse(schema)
-        refuse_empty_items(parsed)
+        refuse_endless(parsed)
         key = fingerprint(parsed)
         self._by_fingerprint[key] = Writer(parsed, upcaster)
         return key
@@ -67,34 +68,3 @@ def to_current(body: bytes, writer: Writer, current: Schema) -> bytes:
         raise
     except Exception as error:  # the library's own errors have no common base, and an upcaster may meet anything
         raise DecodeError(f"not a record of its schema: {type(error).__name__}: {error}") from error
-
-
-def refuse_empty_items(schema: Schema, named: dict[str, Schema] | None = None) -> None:
-    """Refuse arrays and maps of nothing: eight bytes of such could ask for 2^60 items."""
-    named = {} if named is None else named
-    if isinstance(schema, list):
-        for branch in schema:
-            refuse_empty_items(branch, named)
-    elif isinstance(schema, dict):
-        if schema["type"] in ("record", "error"):
-            named[schema["name"]] = schema
-            for field in schema["fields"]:
-                refuse_empty_items(field["type"], named)
-        elif schema["type"] == "array":
-            refuse_empty_items(schema["items"], named)
-            if _may_be_empty(schema["items"], named):
-                raise DecodeError(f"expected array items of at least a byte, found {schema['items']!r} in a schema")
-        elif schema["type"] == "map":  # its keys take a byte each
-            refuse_empty_items(schema["values"], named)
-        elif isinstance(schema["type"], dict | list):
-            refuse_empty_items(schema["type"], named)
-
-
-def _may_be_empty(schema: Schema, named: dict[str, Schema]) -> bool:
-    schema = named.get(schema, schema) if isinstance(schema, str) else schema
-    if isinstance(schema, dict) and schema["type"] in ("record", "error"):
-        # A record within itself is behind a union or an array, which take a byte.
-        return all(_may_be_empty(field["type"], named) for field in schema["fields"])
-    if isinstance(schema, dict) and schema["type"] == "fixed":
-        return bool(schema["size"] == 0)
-    return schema == "null" or (isinstance(schema, dict) and schema["type"] == "null")

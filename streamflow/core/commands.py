@@ -69,7 +69,8 @@ class ReportAttempt(Struct, frozen=True, kw_only=True):
     """What became of an attempt on a queue. Ignored unless exactly that attempt is awaited.
 
     Without `error` it completed with `result` (None is the JSON value null). With one it failed: for good, or to be
-    tried again `retry_after_ms` after the owner has taken this.
+    tried again `retry_after_ms` after the owner has taken this. `scheduled_at` is the attempt's, and tells the runs
+    apart that began under one id after it was cleaned up; 0 is any.
     """
 
     run: int
@@ -79,6 +80,7 @@ class ReportAttempt(Struct, frozen=True, kw_only=True):
     error: ErrorInfo | None = None
     retry_after_ms: int | None = None
     started_at: int = 0
+    scheduled_at: int = 0
 
 
 class Query(Struct, frozen=True, kw_only=True):

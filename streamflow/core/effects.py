@@ -26,8 +26,12 @@ class TimerRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> bytes:
-        """The key on the timers topic: the workflow id and, behind a NUL that the rest never has, the timer's id."""
-        return f"{self.workflow_id}\0{self.run}.{self.kind}.{self.number}.{self.attempt}".encode()
+        """The key on the timers topic: the workflow id and, behind a NUL that the rest never has, the timer's id.
+
+        With the instant, since numbers repeat where a run was cleaned up and one of its id begins: a tombstone of the
+        earlier one that comes late must not take the timer of the other.
+        """
+        return f"{self.workflow_id}\0{self.run}.{self.kind}.{self.number}.{self.attempt}.{self.fire_at}".encode()
 
 
 class StepTask(Struct, frozen=True, kw_only=True):

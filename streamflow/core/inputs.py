@@ -93,7 +93,7 @@ class Inputs:
         """An attempt on a queue has ended, says whoever ran it; late or again it has no effect."""
         step = execution.run.step(report.number)
         # Of an attempt that the owner runs itself only its own executor knows what became of it.
-        is_remote = step is not None and step.queue is not None
+        is_remote = step is not None and step.queue is not None and report.scheduled_at in (0, step.scheduled_at)
         if not is_remote or not self.outcome(execution, report.run, outcome_of(report, execution.at)):
             self.late += 1
 
@@ -200,7 +200,9 @@ class Inputs:
     def _timer(self, execution: Execution, fired: FireTimer) -> None:
         """A timer is due: ignore it unless it is pending, and then have its record dropped."""
         run = execution.run
-        if run.run != fired.run or not run.timer_pending(fired.kind, fired.number, fired.attempt):
+        pending = run.run == fired.run and run.timer_pending(fired.kind, fired.number, fired.attempt)
+        # Another instant: it is of a run that was cleaned up before this one began under its id.
+        if not pending or run.timer_due_at(fired.kind, fired.number) != fired.fire_at:
             stale = TimerRecord(
                 workflow_id=run.workflow_id,
                 kind=fired.kind,

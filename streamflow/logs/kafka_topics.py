@@ -301,6 +301,7 @@ class Topics:
         """Those of the topics that exist, by their name without the app's prefix."""
         names = {self.name(topic): topic for topic in topics}
         found: dict[str, Described] = {}
+        self._find_controller()
         try:
             futures = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=ADMIN_SECONDS)
         except KafkaException as error:
@@ -328,6 +329,18 @@ class Topics:
             values = {name: str(entry.value) for name, entry in entries.items()}
             found[names[resource.name]] = found[names[resource.name]]._replace(settings=values)
         return found
+
+    def _find_controller(self) -> None:
+        """Learn anew which broker takes such questions.
+
+        librdkafka keeps the one that it was told of first, and while that one is away it waits for it and asks no
+        other: partitions could not be taken over for as long as a single broker was dead. All topics are asked for,
+        since asking for one makes it, with settings that are not ours, on a cluster that makes what it does not know.
+        """
+        try:
+            self._admin.list_topics(timeout=ADMIN_SECONDS)
+        except KafkaException as error:
+            raise self._unavailable(error) from None
 
     def queues(self) -> list[str]:
         """The step queues that have a topic, without the app's prefix."""

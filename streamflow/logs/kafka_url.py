@@ -52,6 +52,9 @@ FILES: Final = frozenset({
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9._]*")
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f]")
+"""Characters that the library drops from a URL without a word."""
+_PORT: Final = re.compile(r"[0-9]{1,5}")
 _REST: Final = re.compile(r"(beginning at:? ?).*", re.DOTALL)
 
 REGISTRY: Final[Mapping[str, str]] = {
@@ -120,6 +123,8 @@ def parse_kafka(url: str, partitions: int | None = None) -> KafkaUrl:
     # First of all, since a password may stand there; then nothing of the URL is shown.
     if "@" in url.partition("?")[0]:
         raise InvalidUrl("kafka://…: a kafka URL holds no user: write ?sasl.username=NAME&sasl.password.env=VARIABLE")
+    if _CONTROLS.search(url):
+        raise InvalidUrl("kafka://…: expected a URL without control characters: write them as %0A, %09 and so on")
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -158,24 +163,37 @@ def parse_kafka(url: str, partitions: int | None = None) -> KafkaUrl:
 def _registry(shown: str, urls: str = "", **more: str) -> RegistrySettings:
     found = tuple(url.strip() for url in urls.split(",") if url.strip())
     for url in found:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        if not _is_http(url):
             raise InvalidUrl(  # without the URL: there may be a password in it
-                "kafka://…: schema.registry.url must be http(s)://HOST:PORT/PATH without a user, whose name and "
-                "password go into basic.auth.user.info.env"
+                "kafka://…: schema.registry.url must be http(s)://HOST:PORT/PATH in plain ASCII, other characters "
+                "percent-encoded, without a user, whose name and password go into basic.auth.user.info.env"
             )
     if not found:
         raise InvalidUrl(f"{shown}: settings of a schema registry, but no schema.registry.url: add it")
     if len(more.keys() & {"user_info", "token"}) > 1:
         raise InvalidUrl(f"{shown}: basic.auth.user.info and bearer.auth.token are given: drop one of them")
+    token = more.get("token", "")
+    if not (token.isascii() and token.isprintable()):
+        raise InvalidUrl(f"{shown}: bearer.auth.token must be printable ASCII, as a header of HTTP is: check it")
     return RegistrySettings(found, **more)
+
+
+def _is_http(url: str) -> bool:
+    """Whether a registry can be asked there; what HTTP cannot carry would fail at the first request only."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    host = parts.scheme in {"http", "https"} and parts.hostname and "@" not in parts.netloc and port != 0
+    return bool(host) and url.isascii() and url.isprintable() and " " not in url
 
 
 def _address(shown: str, address: str) -> str:
     host, colon, port = address.rpartition(":") if not address.endswith("]") else (address, "", "")
     if not colon:
         host, port = address, str(PORT_DEFAULT)
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
         raise InvalidUrl(f"{shown}: expected HOST:PORT of a broker, found {address!r}")
     return f"{host}:{port}"
 
@@ -196,7 +214,10 @@ def _secret(shown: str, name: str, source: str, value: str) -> str:
     if source == "env":
         # Who takes the one for the other writes the secret itself where its variable belongs.
         variable = value if _VARIABLE.fullmatch(value) else "of that name (not shown, since it does not look like one)"
-        found = os.environ.get(value)
+        try:
+            found = os.environ.get(value)
+        except UnicodeError:  # no variable can have such a name
+            found = None
         if not found:
             what = "not set" if found is None else "empty"
             raise InvalidUrl(f"{shown}: {name}.env: the environment variable {variable} is {what}: set it")
@@ -216,8 +237,9 @@ def _whole(shown: str, name: str, found: object, most: int) -> int | None:
     if found is None:
         return None
     text = str(found)
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
-        raise InvalidUrl(f"{shown}: {name} must be a whole number of 1 to {most:,}, found {text!r}")
+    # No more digits than such a number may have: Python refuses to read thousands.
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise InvalidUrl(f"{shown}: {name} must be a whole number of 1 to {most:,}, found {text[:80]!r}")
     return int(text)
 
 

@@ -10,6 +10,8 @@ A path is percent-decoded, so that `?`, `#` and `%` can be written as %3F, %23 a
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -22,6 +24,16 @@ PARTITIONS_DEFAULT: Final = 4
 
 PARTITIONS_MAX: Final = 256
 """What both local adapters can number (eight bits of a SQLite row id)."""
+
+NAME_BYTES_MAX: Final = 240
+PATH_BYTES_MAX: Final = 4_000
+"""Of the file and of its path: what systems take, less the endings of the files that SQLite and we put beside it."""
+
+DIGITS_MAX: Final = 12
+"""Of a number in a URL: a million terabytes."""
+
+CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f]")
+"""Characters that the library drops from a URL without a word, so that it would name something else."""
 
 SYNCHRONOUS: Final = ("full", "normal", "off")
 
@@ -70,6 +82,9 @@ async def open_log(url: str, *, app: str, create: bool = True, partitions: int |
 
 def parse(url: str, partitions: int | None = None) -> LocalUrl:
     """Take a local URL apart; `partitions` is the caller's wish, which the URL must not contradict."""
+    if found := CONTROLS.search(url):
+        code = f"%{ord(found[0]):02X}"
+        raise InvalidUrl(f"{url!r}: expected a URL without control characters, found {found[0]!r}: write {code}")
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -100,7 +115,17 @@ def _place(url: str, scheme: str, netloc: str, path: str) -> str:
         raise InvalidUrl(
             f"{url}: write sqlite:///{netloc}{path} (three slashes) for a relative path, four for an absolute one"
         )
-    place = unquote(path).removeprefix("/")
+    try:
+        place = unquote(path, errors="strict").removeprefix("/")
+        raw = os.fsencode(place)
+    except UnicodeError:
+        raise InvalidUrl(f"{url}: the path is not valid UTF-8: name the file otherwise") from None
+    if "\0" in place:
+        raise InvalidUrl(f"{url}: a file's name has no NUL (%00): drop it")
+    if len(raw) > PATH_BYTES_MAX or any(len(name) > NAME_BYTES_MAX for name in raw.split(b"/")):
+        raise InvalidUrl(
+            f"{url[:200]}…: a path has at most {PATH_BYTES_MAX} bytes, and {NAME_BYTES_MAX} in each name: shorten it"
+        )
     if not place or place.endswith("/"):
         raise InvalidUrl(f"{url}: names no file: write sqlite:///orders.db")
     if place == ":memory:":
@@ -121,6 +146,7 @@ def _partitions(url: str, in_url: str | None, wanted: int | None) -> int | None:
 
 
 def _positive(url: str, name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise InvalidUrl(f"{url}: {name} must be a whole number above 0, found {text!r}")
+    # No more digits than such a number may have: Python refuses to read thousands.
+    if not (text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX and int(text) > 0):
+        raise InvalidUrl(f"{url}: {name} must be a whole number above 0, found {text[:80]!r}")
     return int(text)

@@ -239,7 +239,7 @@ def _position(cursor: str, kind: str, order: str, *types: type) -> Any:
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         found = msgspec.json.decode(raw)
-    except (ValueError, binascii.Error, msgspec.DecodeError):
+    except (ValueError, RecursionError, binascii.Error, msgspec.DecodeError):
         found = None
     if not isinstance(found, list) or len(found) != len(types) + 2 or found[:2] != [kind, order]:
         raise InvalidArguments(

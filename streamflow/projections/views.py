@@ -4,7 +4,7 @@ Rules of this file:
 
 - A view is a fold of turns alone: two folds of the same turns are equal, whoever makes them.
 - Nothing here refuses a payload. What anybody wrote to the log is shown: JSON as what it says, anything else as text
-  under `not_json`.
+  under `not_json`, and under `nested_too_deeply` what no reader of JSON need survive.
 - Only the newest run of a workflow id counts for its steps: a `RunCreated` begins afresh. The history shows all.
 """
 
@@ -18,6 +18,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from streamflow.codec.nesting import nests_too_deeply
 from streamflow.core.effects import StatusRecord
 from streamflow.core.events import (
     Event,
@@ -141,6 +142,8 @@ def shown(payload: bytes | None) -> Any:
     """A payload as what its JSON says; what is no JSON is marked."""
     if payload is None:
         return None
+    if nests_too_deeply(payload):
+        return {"nested_too_deeply": payload.decode("utf-8", "backslashreplace")}
     try:
         return msgspec.json.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError):

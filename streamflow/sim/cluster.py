@@ -2,7 +2,7 @@
 
 What is modelled is what a worker can tell of Kafka through the log port. `Weather` says how likely it is at the moment
 that a request goes wrong, for all; what befalls one process, one partition or what the brokers keep is a method of
-`Cluster`. `marks` counts what really happened.
+`Cluster`. What really happened is counted (`World.marks`).
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class Group:
         self.believers = {name: other for name, other in self.believers.items()
                           if other.believed and other.process.is_alive}  # fmt: skip
         if any(other is not member and other.believed & partitions for other in self.believers.values()):
-            self.cluster.mark("two owners at once")
+            self.cluster.mark("two members believe that they own it")
         self.believers[member.name] = member
 
     def tick(self) -> None:
@@ -286,8 +286,6 @@ class Cluster:
         self.streams: dict[tuple[str, int], Stream] = {}
         self.published: dict[int, int] = {}
         self.groups: dict[str, Group] = {}
-        self.marks: dict[str, int] = {}
-        """How often each rare situation occurred."""
         self.leaderless: set[tuple[str, int]] = set()
         """Topic partitions that nobody can write to or read now."""
         self._numbers = 0
@@ -342,7 +340,8 @@ class Cluster:
         return first
 
     def mark(self, situation: str) -> None:
-        self.marks[situation] = self.marks.get(situation, 0) + 1
+        """One more of a rare situation."""
+        self.world.marks[situation] += 1
 
     # -- what befalls the brokers ------------------------------------------------------------------------------------
 
@@ -401,9 +400,9 @@ class Cluster:
         """Whether an answer comes back to the process now."""
         return process.number not in self._cuts and not self.weather.down
 
-    def delay(self) -> float:
-        """How long something is under way now."""
-        chance, weather = self.world.chance, self.weather
+    def delay(self, weather: Weather | None = None) -> float:
+        """How long something is under way now, in the cluster's weather unless another is given."""
+        chance, weather = self.world.chance, weather or self.weather
         if chance.random() < weather.spike:
             return chance.uniform(0, weather.spike_seconds)
         return chance.uniform(0.1, 2.0) * weather.delay
@@ -413,3 +412,26 @@ class Cluster:
             for name in sorted(self.groups):
                 self.groups[name].tick()
         self.world.at(self.world.now + GROUP_TICK_SECONDS, self._tick)
+
+
+class Way:
+    """The way of one process to the brokers and back. With a `weather` of its own it is no worse than that, ever."""
+
+    def __init__(self, cluster: Cluster, process: Process, weather: Weather | None = None) -> None:
+        self._cluster, self._process, self._own = cluster, process, weather
+
+    @property
+    def weather(self) -> Weather:
+        return self._own or self._cluster.weather
+
+    def delay(self) -> float:
+        """How long something is under way now."""
+        return self._cluster.delay(self._own)
+
+    def reaches(self, topic: str = "", partition: int = 0) -> bool:
+        """Whether a request, perhaps to a partition's leader, arrives now."""
+        return self._own is not None or self._cluster.reached_by(self._process, topic, partition)
+
+    def is_heard(self) -> bool:
+        """Whether an answer comes back now."""
+        return self._own is not None or self._cluster.heard_by(self._process)

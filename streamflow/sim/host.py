@@ -7,16 +7,24 @@ RocksDB notices and wipes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextvars import Context
 from enum import StrEnum
+from typing import Any, TypeAlias
 
 from streamflow.config import Limits
 from streamflow.logs.base import Log
-from streamflow.sim.world import Process
+from streamflow.sim.world import Process, World
 from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
 from streamflow.worker.executor import Executor
+from streamflow.worker.threads import portable
+from streamflow.workflow.definitions import Step
+
+Around: TypeAlias = "Callable[[Step[..., Any]], Callable[..., Awaitable[Any]]]"
 
 
 class Loss(StrEnum):
@@ -96,7 +104,7 @@ class Disk:
                 case Loss.NOTHING:
                     pass
 
-    def open(self, key: str, *, identity: str, log_start: int, log_end: int) -> DiskStore:
+    def open(self, world: World, key: str, *, identity: str, log_start: int, log_end: int) -> DiskStore:
         """As `open_rocks` does: wiped if it is not surely a state of this log."""
         batches = self.batches.setdefault(key, [])
         applied = batches[-1].applied_offset if batches else 0
@@ -114,14 +122,48 @@ class Disk:
         self.damaged.discard(key)
         self.identities[key] = identity
         self.flushed[key] = min(self.flushed.get(key, 0), len(batches))
+        if wiped is not None:
+            world.marks["store wiped"] += 1
+        elif batches:
+            world.marks["store reused"] += 1
         return DiskStore(self, key, wiped)
 
 
-class SimHost:
-    """See `streamflow.worker.host.Host`."""
+def in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], Any], context: Context) -> asyncio.Future[Any]:
+    """What a thread would do: some time later, in one piece. The error is as a future may carry it."""
 
-    def __init__(self, process: Process, disk: Disk) -> None:
-        self._process, self._disk = process, disk
+    def work() -> Any:
+        try:
+            return context.run(function)
+        except BaseException as error:  # whatever the step raises is its outcome
+            carried = portable(error)
+            if carried is error:
+                raise
+            raise carried from error
+
+    return loop.run_in_executor(None, work)
+
+
+class SimThreads:
+    """See `streamflow.worker.threads.StepThreads`: a plain `def` step is done some time later, in one piece."""
+
+    def __init__(self, process: Process) -> None:
+        self._loop = process.loop
+
+    def run(self, function: Callable[[], Any], context: Context) -> asyncio.Future[Any]:
+        return in_thread(self._loop, function, context)
+
+    def give_up(self, future: asyncio.Future[Any]) -> None:
+        future.cancel()
+
+    def close(self) -> None: ...
+
+
+class SimHost:
+    """See `streamflow.worker.host.Host`. `around` makes, of a step's function, the one that runs in its place."""
+
+    def __init__(self, process: Process, disk: Disk, around: Around | None = None) -> None:
+        self._process, self._disk, self._around = process, disk, around
 
     @property
     def name(self) -> str:
@@ -135,12 +177,26 @@ class SimHost:
     def instance(self) -> str | None:
         return None
 
-    def enter(self, executor: Executor, limits: Limits) -> None: ...
+    @property
+    def threads(self) -> SimThreads:
+        return SimThreads(self._process)
+
+    def enter(self, executor: Executor, limits: Limits) -> None:
+        executor.stand_in = self._stand_in
+
+    def _stand_in(self, step: Step[..., Any]) -> Step[..., Any]:
+        """The step as it runs here: in no process of its own, and with what was put around it."""
+        found = copy.copy(step)
+        found.process = False
+        if self._around is not None:
+            found.function, found.is_async = self._around(step), True
+        return found
 
     def leave(self) -> None: ...
 
     async def open_store(self, log: Log, topic: str, partition: int) -> Store:
         return self._disk.open(
+            self._process.world,
             f"{topic}-{partition}",
             identity=f"{log.identity}/{topic}/{partition}",
             log_start=await log.start_offset(topic, partition),

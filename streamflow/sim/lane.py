@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from streamflow.logs.lanes import CLOSE_SECONDS, NotTaken, Refusal, Sent
-from streamflow.sim.cluster import LATE_SECONDS_MAX, Cluster
+from streamflow.sim.cluster import LATE_SECONDS_MAX, Cluster, Way
 from streamflow.sim.world import Process
 
 DELIVERY_SECONDS: Final = 5.0
@@ -54,6 +54,7 @@ class SimLane:
     def __init__(
         self,
         cluster: Cluster,
+        way: Way,
         process: Process,
         app: str,
         name: str,
@@ -62,7 +63,7 @@ class SimLane:
         self.name = name
         self.dropped = self.failed = False
         self.closed: asyncio.Future[None] = process.loop.create_future()
-        self._cluster, self._process, self._world = cluster, process, cluster.world
+        self._cluster, self._way, self._process, self._world = cluster, way, process, cluster.world
         self._chance = cluster.world.chance
         self._prefix = f"{app}."
         self._delivered = delivered
@@ -83,7 +84,7 @@ class SimLane:
         if self.failed:
             raise NotTaken(FATAL)
         place = (topic.removeprefix(self._prefix), partition)
-        if self._chance.random() < self._cluster.weather.full:
+        if self._chance.random() < self._way.weather.full:
             self._mark("queue full")
             if taken := messages[: self._chance.randint(0, len(messages) - 1)]:
                 self._hand_over(place, taken, "")
@@ -106,7 +107,7 @@ class SimLane:
     def _draw(self, fates: tuple[str, ...]) -> str:
         draw = self._chance.random()
         for name in fates:
-            draw -= getattr(self._cluster.weather, name)
+            draw -= getattr(self._way.weather, name)
             if draw < 0:
                 return name
         return ""
@@ -121,22 +122,21 @@ class SimLane:
 
     def _depart(self, batch: _Batch) -> None:
         """Send it, behind all that this producer sent there before."""
-        at = max(self._world.now + self._cluster.delay(), self._arrivals.get(batch.place, 0.0))
+        at = max(self._world.now + self._way.delay(), self._arrivals.get(batch.place, 0.0))
         self._arrivals[batch.place] = at
         if batch.fate == "late":
             self._trouble(batch)
             at += self._chance.uniform(DELIVERY_SECONDS, LATE_SECONDS_MAX)
         elif batch.fate == "fatal" and self._chance.random() < HANGING:
-            self._process.call(self._cluster.delay(), self._fail)
+            self._process.call(self._way.delay(), self._fail)
             at += self._chance.uniform(DELIVERY_SECONDS, LATE_SECONDS_MAX)  # behind those of the next producer
         self._world.at(at, partial(self._arrive, batch))
 
     def _arrive(self, batch: _Batch) -> None:
         """At the brokers. Nobody asks whether its sender still lives, or waits."""
-        cluster = self._cluster
-        if batch.fate in ("lost", "headless") or not cluster.reached_by(self._process, *batch.place):
+        if batch.fate in ("lost", "headless") or not self._way.reaches(*batch.place):
             self._trouble(batch)
-            if cluster.weather.down and self._chance.random() < HANGING:
+            if self._way.weather.down and self._chance.random() < HANGING:
                 batch.fate = "late"  # it hangs in a connection that is not broken
                 self._world.at(
                     self._world.now + self._chance.uniform(0, LATE_SECONDS_MAX), partial(self._arrive, batch)
@@ -174,9 +174,9 @@ class SimLane:
             self._trouble(batch)
             return
         if batch.fate == "fatal":
-            self._process.call(self._cluster.delay(), self._fail)
+            self._process.call(self._way.delay(), self._fail)
             return
-        at = max(self._world.now + self._cluster.delay(), self._answers.get(batch.place, 0.0))
+        at = max(self._world.now + self._way.delay(), self._answers.get(batch.place, 0.0))
         self._answers[batch.place] = at
         self._process.call(at - self._world.now, self._answered, batch)
 
@@ -185,7 +185,7 @@ class SimLane:
     def _answered(self, batch: _Batch) -> None:
         if batch.settled or self.failed:
             return
-        if not self._cluster.heard_by(self._process):
+        if not self._way.is_heard():
             self._mark("acknowledgement lost")
             self._trouble(batch)
             self._process.call(RETRY_SECONDS, self._again, batch)

@@ -29,7 +29,7 @@ from streamflow.logs.checks import (
 from streamflow.logs.groups import Share
 from streamflow.logs.open import PARTITIONS_DEFAULT
 from streamflow.logs.writing import Writing
-from streamflow.sim.cluster import Cluster, Group, Member, Stream
+from streamflow.sim.cluster import Cluster, Group, Member, Stream, Way, Weather
 from streamflow.sim.lane import SimLane
 from streamflow.sim.world import Process
 
@@ -64,17 +64,21 @@ async def open_sim(
 
 
 class SimLog:
-    """See `streamflow.logs.base.Log`. Made and used on the event loop of its process."""
+    """See `streamflow.logs.base.Log`. Made and used on the event loop of its process.
 
-    def __init__(self, cluster: Cluster, process: Process, app: str) -> None:
+    With a `weather`, its way to the brokers is no worse than that, ever.
+    """
+
+    def __init__(self, cluster: Cluster, process: Process, app: str, *, weather: Weather | None = None) -> None:
         self._cluster, self._process, self._app = cluster, process, app
+        self.way = way = Way(cluster, process, weather)
         self._world, self._chance = cluster.world, cluster.world.chance
         self._writing = Writing(
             URL,
             app,
             cluster.partitions,
             self._moved,
-            lambda name, delivered: SimLane(cluster, process, app, name, delivered),
+            lambda name, delivered: SimLane(cluster, way, process, app, name, delivered),
         )
         self._known: dict[int, int] = {}
         self._dirty: dict[int, int] = {}
@@ -136,13 +140,13 @@ class SimLog:
 
         def arrive() -> None:
             for partition, offset in dirty.items():
-                if self._cluster.reached_by(self._process):
+                if self.way.reaches():
                     self._cluster.published[partition] = max(offset, self._cluster.published.get(partition, 0))
                 elif self._process.is_alive:
                     self._process.call(COMMIT_SECONDS, self._commit_again, partition, offset)
 
         if dirty:
-            self._world.at(self._world.now + self._cluster.delay(), arrive)
+            self._world.at(self._world.now + self.way.delay(), arrive)
 
     def _commit_again(self, partition: int, offset: int) -> None:
         if self._closing is None:
@@ -183,7 +187,7 @@ class SimLog:
                 del batch[number:]
                 break
             size += len(record.value or b"")
-        if len(batch) > 1 and self._chance.random() < self._cluster.weather.partial:
+        if len(batch) > 1 and self._chance.random() < self.way.weather.partial:
             del batch[self._chance.randint(1, len(batch) - 1) :]
             self._cluster.mark("partial read")
         if batch and offset and stream.has_lost_tombstones(offset, batch[-1].offset):
@@ -209,7 +213,7 @@ class SimLog:
         def arrive() -> None:
             if fetched.done():
                 return
-            if not self._cluster.reached_by(self._process, topic, partition):
+            if not self.way.reaches(topic, partition):
                 self._process.call(FETCH_AGAIN_SECONDS, deliver, [])
             elif batch := self._take(stream, offset, limit):
                 self._process.call(self._travel(), deliver, batch)
@@ -217,12 +221,12 @@ class SimLog:
                 stream.waiting[number] = lambda: self._world.at(self._world.now, arrive)
 
         def deliver(batch: list[Record]) -> None:
-            if batch and not self._cluster.heard_by(self._process):
+            if batch and not self.way.is_heard():
                 self._process.call(FETCH_AGAIN_SECONDS, deliver, [])
             else:
                 _succeed(fetched, batch)
 
-        self._world.at(self._world.now + self._cluster.delay(), arrive)
+        self._world.at(self._world.now + self.way.delay(), arrive)
         try:
             return await fetched
         finally:
@@ -231,10 +235,10 @@ class SimLog:
 
     def _travel(self) -> float:
         """How long an answer takes."""
-        if self._chance.random() < self._cluster.weather.slow:
+        if self._chance.random() < self.way.weather.slow:
             self._cluster.mark("slow read")
             return self._chance.uniform(0, SLOW_SECONDS_MAX)
-        return self._cluster.delay()
+        return self.way.delay()
 
     async def trim(self, topic: str, partition: int, before: int) -> int:
         check_trim(topic)
@@ -271,20 +275,20 @@ class SimLog:
         nothing = Unavailable(f"{URL}: no broker answers")
 
         def arrive() -> None:
-            is_refused = self._chance.random() < self._cluster.weather.refused
-            if is_refused or not self._cluster.reached_by(self._process, topic, partition):
+            is_refused = self._chance.random() < self.way.weather.refused
+            if is_refused or not self.way.reaches(topic, partition):
                 self._process.call(ANSWER_SECONDS, _fail, answered, nothing)
             else:
                 self._process.call(self._travel(), hear, answer())
 
         def hear(found: _T) -> None:
-            if self._cluster.heard_by(self._process):
+            if self.way.is_heard():
                 _succeed(answered, found)
             else:
                 self._cluster.mark("answer lost")
                 self._process.call(ANSWER_SECONDS, _fail, answered, nothing)
 
-        self._world.at(self._world.now + self._cluster.delay(), arrive)
+        self._world.at(self._world.now + self.way.delay(), arrive)
         return await answered
 
     # -- groups ------------------------------------------------------------------------------------------------------
@@ -304,7 +308,7 @@ class SimLog:
         group = self._cluster.group(name)
         await self.ask(lambda: None)
         self._check_open()
-        member = SimMembership(self, self._cluster, self._process, group, owner)
+        member = SimMembership(self, self._process, group, owner)
         self._members.append(member)
         return member
 
@@ -325,8 +329,8 @@ class SimLog:
 class SimMembership:
     """See `streamflow.logs.base.QueueMembership`."""
 
-    def __init__(self, log: SimLog, cluster: Cluster, process: Process, group: Group, owner: str) -> None:
-        self._log, self._cluster, self._process, self._group, self._owner = log, cluster, process, group, owner
+    def __init__(self, log: SimLog, process: Process, group: Group, owner: str) -> None:
+        self._log, self._process, self._group, self._owner = log, process, group, owner
         self._share = Share()
         self._changed = asyncio.Event()
         self._assigned: frozenset[int] = frozenset()
@@ -346,7 +350,7 @@ class SimMembership:
             self._process.call(REJOIN_SECONDS, self._enter)
 
     def _is_heard(self) -> bool:
-        return self._cluster.reached_by(self._process) and self._cluster.heard_by(self._process)
+        return self._log.way.reaches() and self._log.way.is_heard()
 
     def _update(self, assigned: frozenset[int]) -> None:
         self._assigned = assigned
@@ -387,7 +391,7 @@ class SimMembership:
         world = self._process.world
 
         def arrive() -> None:
-            if self._cluster.reached_by(self._process):
+            if self._log.way.reaches():
                 self._group.release(member, partition)
             else:
                 self._process.call(RELEASE_SECONDS, self._tell_release, member, partition)
@@ -409,7 +413,7 @@ class SimMembership:
         self._left = True
         self._changed.set()
         self._group.believes(self._member, frozenset())
-        if self._cluster.reached_by(self._process):
+        if self._log.way.reaches():
             self._group.remove(self._member)
         else:
             self._member.left_at = self._process.world.now

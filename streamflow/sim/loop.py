@@ -16,6 +16,8 @@ from contextvars import Context
 from heapq import heappop
 from typing import Any, Final, TypeVar, TypeVarTuple
 
+from streamflow.sim.guard import LOOP_METHODS, loop_method
+
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
@@ -49,10 +51,12 @@ class ProcessLoop(asyncio.BaseEventLoop):
 
     def has_work(self) -> bool:
         """Whether a callback is ready now; timers that are due become ready."""
-        while (at := self.next_at) is not None and at <= self._now() + RESOLUTION_SECONDS:
-            handle = heappop(self._scheduled)
-            handle._scheduled = False  # type: ignore[attr-defined]
-            self._ready.append(handle)
+        if self._scheduled:
+            due = self._now() + RESOLUTION_SECONDS
+            while (at := self.next_at) is not None and at <= due:
+                handle = heappop(self._scheduled)
+                handle._scheduled = False  # type: ignore[attr-defined]
+                self._ready.append(handle)
         return bool(self._ready)
 
     def run_one(self) -> None:
@@ -79,7 +83,7 @@ class ProcessLoop(asyncio.BaseEventLoop):
 
     def throw_away(self) -> None:
         """The world is over: end all that was left, without anybody looking."""
-        for task in self._alive:
+        for task in list(self._alive):  # what is closed may end others
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             with suppress(BaseException):  # whatever the code of a dead process says
                 task.get_coro().close()
@@ -98,10 +102,13 @@ class ProcessLoop(asyncio.BaseEventLoop):
         def work() -> None:
             if future.cancelled():
                 return
+            events._set_running_loop(None)  # a thread has none
             try:
                 future.set_result(func(*args))
             except BaseException as error:  # as an executor does: it is the caller's
                 future.set_exception(error)
+            finally:
+                events._set_running_loop(self)
 
         self.call_later(self._later(), work)
         return future
@@ -114,3 +121,7 @@ class ProcessLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None: ...
 
     def _process_events(self, event_list: Any) -> None: ...
+
+
+for _name in LOOP_METHODS:  # BaseEventLoop has some of them, and leaves the rest to real loops
+    setattr(ProcessLoop, _name, loop_method(_name))

@@ -5,12 +5,18 @@ The reading rule is written here once more, so that a mistake in the product's o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from streamflow.codec.avro import decode_history, decode_status
+from streamflow.codec.avro import decode_command, decode_history, decode_reply, decode_status, decode_timer
+from streamflow.codec.envelope import DecodeError
+from streamflow.config import RECORD_BYTES_MAX
+from streamflow.core.commands import CleanupWorkflow, Command, FireTimer, Query, StartWorkflow
+from streamflow.core.effects import StatusRecord
 from streamflow.core.events import (
     Claim,
+    RunBlocked,
     RunCancelled,
     RunCompleted,
     RunCreated,
@@ -28,12 +34,26 @@ from streamflow.core.events import (
     TimerSet,
     Turn,
 )
-from streamflow.logs.base import HISTORY, STATUS
+from streamflow.core.machines.run import Run
+from streamflow.core.reading import join
+from streamflow.ids import partition_of
+from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS
 from streamflow.sim.cluster import Cluster
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.processor import Processor, ProcessorState
 from streamflow.worker.restore import Restorer
 from streamflow.worker.state import PartitionState
+
+STATES: Final[Mapping[str, type[Any]]] = {
+    "completed": RunCompleted,
+    "failed": RunFailed,
+    "cancelled": RunCancelled,
+    "terminated": RunTerminated,
+}
+"""How a run is closed, by the state that its status shows."""
+
+OVERDUE_SECONDS: Final = 7_200.0
+"""Timers that were due so long ago are over: clocks are an hour off at most."""
 
 
 class Violated(AssertionError):
@@ -47,6 +67,10 @@ class Facts:
     turn: int = 0
     run: int = 0
     closed: Any = None
+    deletions: int = 0
+    """How often all of it was deleted."""
+    turns_deleted: int = 0
+    """How many turns it had then; a status of one of them may come late."""
     steps: dict[int, StepScheduled] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
     """The attempt that may run now, by step."""
@@ -54,6 +78,25 @@ class Facts:
     timers: dict[int, int] = field(default_factory=dict)
     fired: set[int] = field(default_factory=set)
     commands: set[str] = field(default_factory=set)
+    due: dict[int, int] = field(default_factory=dict)
+    """When the next attempt of a step may begin, by step, where that is later than its turn."""
+    done: set[bytes] = field(default_factory=set)
+    """What was begun that must be undone, and was not yet."""
+    turns: list[Turn] = field(default_factory=list)
+    """All of its turns."""
+    begun: dict[tuple[int, int], int] = field(default_factory=dict)
+    """How often the code of a step has begun, by attempt."""
+
+    def begin(self, run: int) -> None:
+        """Another run begins under the id."""
+        self.run, self.closed = run, None
+        self.steps, self.attempts, self.outcomes, self.timers, self.fired = {}, {}, {}, {}, set()
+        self.begun, self.due, self.done = {}, {}, set()
+
+    def deleted(self) -> None:
+        """Nothing is left of it, but that there was something."""
+        deletions, turns = self.deletions + 1, max(self.turn, self.turns_deleted)
+        self.__init__(deletions=deletions, turns_deleted=turns)  # type: ignore[misc]
 
 
 class _Reader:
@@ -61,43 +104,65 @@ class _Reader:
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
-        self.term = self.seq = self.consumed = 0
+        self.term = self.seq = self.consumed = self.at = 0
         self.broken = False
         self.parts: list[Turn] = []
+        self.owner = ""
 
 
 class Rules:
     """All invariants over one cluster."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, code_fits: bool = True) -> None:
         self.cluster = cluster
+        self.code_fits = code_fits
+        """Whether the workflows are known to decide alike each time, so that none may block."""
         self.runs: dict[str, Facts] = {}
         self.readers = [_Reader(partition) for partition in range(cluster.partitions)]
-        self.marks = cluster.marks
-        """How often each rare situation occurred."""
+        self.turned: list[Callable[[Turn, list[Any]], None]] = []
+        """Called with each valid turn and its events."""
+        self.claimed: list[Callable[[int, int], None]] = []
+        """Called with partition and offset of each claim that counts."""
+        self._timers_sent: set[str] = set()
+        self._asked: dict[str, Command] = {}
+        self._statuses: dict[str, int] = {}
         cluster.landed.append(self._landed)
 
     def mark(self, situation: str) -> None:
-        self.cluster.mark(situation)
+        self.cluster.world.marks[situation] += 1
 
     def _landed(self, topic: str, partition: int, offset: int) -> None:
         record = self.cluster.stream(topic, partition).records[-1]
         assert record.offset == offset, (record, offset)
+        size = len(record.key) + len(record.value or b"")
+        if size > RECORD_BYTES_MAX:
+            raise Violated(f"{topic}[{partition}] {offset} has {size:,} bytes: no broker would take it (8)")
         if topic == HISTORY:
             assert record.value is not None, record
-            self._history(self.readers[partition], decode_history(record.value))
+            self._history(self.readers[partition], decode_history(record.value), offset)
         elif topic == STATUS and record.value is not None:
             self._status(record.value)
+        elif topic == COMMANDS:
+            self._command(partition, record.value)
+        elif topic == TIMERS and record.value is not None:
+            self._timer(record.value)
+        elif topic == REPLIES and record.value is not None:
+            self._reply(record.value)
+        elif topic == DEAD_LETTERS:
+            self.mark("dead letter")
 
     # -- 1: one owner ------------------------------------------------------------------------------------------------
 
-    def _history(self, reader: _Reader, record: Claim | Turn | RunSnapshot) -> None:
+    def _history(self, reader: _Reader, record: Claim | Turn | RunSnapshot, offset: int) -> None:
         """1. Terms only grow; of a term only what follows its claim without a gap counts."""
         if isinstance(record, Claim):
             if record.term > reader.term:
                 if reader.parts:
                     self.mark("part of a split turn lost")
                 reader.term, reader.seq, reader.broken, reader.parts = record.term, 0, False, []
+                reader.owner = record.owner
+                for hear in self.claimed:
+                    hear(reader.partition, offset)
             else:
                 self.mark("claim lost")
             return
@@ -117,53 +182,79 @@ class Rules:
             return
         if record.part == 0:
             reader.parts = []
+        if record.part == 1:
+            self.mark("split turn")
         reader.parts.append(record)
         if record.last:
             parts, reader.parts = reader.parts, []
-            self._turn(reader, record, [event for part in parts for event in part.events],
-                       [command for part in parts for command in part.commands])  # fmt: skip
+            whole = join(parts)
+            assert isinstance(whole, Turn), whole
+            self._turn(reader, whole)
 
     # -- 3, 5: once, in time, closed for good ------------------------------------------------------------------------
 
-    def _turn(self, reader: _Reader, turn: Turn, events: list[Any], commands: list[Any]) -> None:
+    def _turn(self, reader: _Reader, turn: Turn) -> None:
         facts = self.runs.setdefault(turn.workflow_id, Facts())
         where = f"run {turn.workflow_id}, turn {turn.turn}"
         if turn.turn != facts.turn + 1:
             raise Violated(f"{where}: expected turn {facts.turn + 1}: its turns have a hole or repeat (1)")
         if turn.consumed < reader.consumed:
             raise Violated(f"{where}: consumed went back from {reader.consumed} to {turn.consumed} (1)")
-        facts.turn, reader.consumed = turn.turn, turn.consumed
-        for event in events:
+        if turn.at < reader.at:
+            raise Violated(f"{where}: its time is {reader.at - turn.at} ms before that of the turn before it (1)")
+        facts.turn, reader.consumed, reader.at = turn.turn, turn.consumed, turn.at
+        facts.turns.append(turn)
+        for event in turn.events:
             self._event(facts, event, turn.at, where)
-        for command in commands:
-            if command.command_id in facts.commands:
+        # A run that begins again under its id takes along what was applied before, or that would be applied again.
+        begins = any(type(event) is RunCreated for event in turn.events)
+        for command in turn.commands:
+            if command.command_id in facts.commands and not begins:
                 raise Violated(f"{where}: command {command.command_id} takes effect a second time (3)")
             facts.commands.add(command.command_id)
+        for hear in self.turned:
+            hear(turn, turn.events)
 
     def _event(self, facts: Facts, event: Any, at: int, where: str) -> None:
         if isinstance(event, RunCreated):
             if facts.run and facts.closed is None:
                 raise Violated(f"{where}: created again while it is open (5)")
-            turn = facts.turn
-            facts.__init__(turn=turn, run=event.run, commands=facts.commands)  # type: ignore[misc]
+            facts.begin(event.run)
         elif facts.closed is not None and not isinstance(event, RunDeleted) and type(event).__name__ != "RetentionSet":
             raise Violated(f"{where}: {type(event).__name__} after it closed (5)")
         match event:
             case RunCompleted() | RunFailed() | RunCancelled() | RunTerminated():
                 facts.closed = event
+                # Terminated, or out of time, it stops where it stands.
+                if facts.done and isinstance(event, RunCompleted | RunCancelled):
+                    raise Violated(f"{where}: it is closed, and {min(facts.done)!r} was never undone (6)")
+            case RunDeleted():
+                facts.deleted()
+                self.mark("run deleted")
             case StepScheduled(number=number):
                 if number in facts.steps:
                     raise Violated(f"{where}: step {number} is scheduled twice (3)")
                 facts.steps[number] = event
-                facts.attempts[number] = 1
+                self._next_attempt(facts, number, 1, event.start_at or 0, at)
+                what = event.args[1:-1].partition(b",")[0]
+                if event.name == "do":
+                    facts.done.add(what)
+                elif event.name == "undo":
+                    facts.done.discard(what)
             case StepDue(number=number, attempt=attempt):
+                if at < facts.due.get(number, 0):
+                    raise Violated(
+                        f"{where}: attempt {attempt} of step {number} is due {facts.due[number] - at} ms early (5)"
+                    )
                 facts.attempts[number] = attempt
-            case StepAttemptFailed(number=number, attempt=attempt):
+            case StepAttemptFailed(number=number, attempt=attempt, retry_at=retry_at):
                 self._outcome(facts, number, attempt, where)
-                facts.attempts[number] = attempt + 1
+                self._next_attempt(facts, number, attempt + 1, retry_at, at)
             case StepCompleted(number=number, attempt=attempt) | StepFailed(number=number, attempt=attempt):
                 self._outcome(facts, number, attempt, where)
                 facts.outcomes[number] = event
+                if isinstance(event, StepFailed) and facts.steps[number].at_most_once:
+                    self.mark("step cut off")
             case StepCancelled(number=number):
                 facts.outcomes[number] = event
             case TimerSet(number=number, fire_at=fire_at):
@@ -174,6 +265,14 @@ class Rules:
                 if number in facts.fired:
                     raise Violated(f"{where}: timer {number} fired twice (5)")
                 facts.fired.add(number)
+            case RunBlocked(error=error) if self.code_fits:
+                raise Violated(f"{where}: the code has not changed, and does not fit its history: {error.message} (4)")
+
+    @staticmethod
+    def _next_attempt(facts: Facts, number: int, attempt: int, due: int, at: int) -> None:
+        """The attempt may begin now; or when it is due, which is then recorded first."""
+        facts.due[number] = due
+        facts.attempts[number] = attempt if due <= at else attempt - 1
 
     def _outcome(self, facts: Facts, number: int, attempt: int, where: str) -> None:
         if number in facts.outcomes:
@@ -183,23 +282,61 @@ class Rules:
                 f"{where}: step {number} has an outcome of attempt {attempt}, expected {facts.attempts.get(number)} (3)"
             )
 
+    def _command(self, partition: int, value: bytes | None) -> None:
+        """Nothing of a command must hold, since anyone writes them; only what is rare is counted."""
+        try:
+            command = decode_command(value or b"")
+        except DecodeError:
+            return
+        if partition_of(command.workflow_id, self.cluster.partitions) != partition:
+            self.mark("command on the wrong partition")
+        self._asked[command.command_id] = command
+        facts = self.runs.get(command.workflow_id)
+        if facts is not None and command.command_id in facts.commands:
+            self.mark("command repeated")
+        if isinstance(command.body, FireTimer):
+            if command.command_id in self._timers_sent:
+                self.mark("timer sent again")
+            self._timers_sent.add(command.command_id)
+
     # -- 2: durable first --------------------------------------------------------------------------------------------
 
     def began(self, workflow_id: str, run: int, number: int, attempt: int) -> None:
         """2. A step's code begins: its turn must be durable and valid."""
         facts = self.runs.get(workflow_id)
+        if workflow_id in self.runs and self.runs[workflow_id].deletions:
+            return  # an attempt may outlive its run, and the history of it
         if facts is None or facts.run < run or (facts.run == run and number not in facts.steps):
             raise Violated(
                 f"run {workflow_id}: attempt {attempt} of step {number} began before its turn was durable (2)"
             )
         if facts.run == run and attempt > facts.attempts[number]:
             raise Violated(f"run {workflow_id}: attempt {attempt} of step {number} began before it was due (2)")
+        if facts.run == run:
+            self._begun(facts, workflow_id, number, attempt)
+
+    def _begun(self, facts: Facts, workflow_id: str, number: int, attempt: int) -> None:
+        """3. What may run once at most does; of the others an attempt may run again, if its outcome was lost."""
+        scheduled = facts.steps[number]
+        times = facts.begun[number, attempt] = facts.begun.get((number, attempt), 0) + 1
+        if times > 1:
+            if scheduled.at_most_once:
+                raise Violated(f"run {workflow_id}: step {number} began {times} times, and may once (3)")
+            self.mark("attempt begun again" if scheduled.queue is None else "queued attempt begun again")
+
+    def exists(self, workflow_id: str) -> bool:
+        """Whether there is, or was, such a run."""
+        return workflow_id in self.runs
+
+    def was_deleted(self, workflow_id: str) -> bool:
+        """Whether all of it was deleted at some time."""
+        return workflow_id in self.runs and self.runs[workflow_id].deletions > 0
 
     def ended(self, workflow_id: str, how: str) -> None:
-        """2. A client was told that the run was cancelled or terminated: its history must say so."""
+        """2. A client was told that the run was cancelled or terminated, or failed: its history must say so."""
         closed = self.runs[workflow_id].closed if workflow_id in self.runs else None
-        told = {"cancelled": RunCancelled.__name__, "terminated": RunTerminated.__name__}[how]
-        if type(closed).__name__ != told:
+        told: type[Any] = {"cancelled": RunCancelled, "terminated": RunTerminated}.get(how, RunFailed)
+        if not isinstance(closed, told):
             raise Violated(f"run {workflow_id}: a client was told {how}, the history says {closed!r} (2)")
         self.mark(f"run {how}")
 
@@ -212,23 +349,48 @@ class Rules:
     def _status(self, value: bytes) -> None:
         """2. A status is visible: so must be its turn."""
         status = decode_status(value)
+        if status.turn < self._statuses.get(status.workflow_id, 0):
+            self.mark("old status came late")
+        self._statuses[status.workflow_id] = status.turn
         facts = self.runs.get(status.workflow_id)
-        if facts is None or status.turn > facts.turn:
+        if facts is None or status.turn > max(facts.turn, facts.turns_deleted):
             raise Violated(
                 f"run {status.workflow_id}: a status of turn {status.turn} is visible, valid are "
                 f"{0 if facts is None else facts.turn} turns (2)"
             )
+
+    def _timer(self, value: bytes) -> None:
+        """2. A timer is set: so must be what it is for."""
+        timer = decode_timer(value)
+        facts = self.runs.get(timer.workflow_id)
+        known: dict[str, Mapping[int, object]] = {} if facts is None else {"sleep": facts.timers, "step": facts.steps}
+        if facts is not None and (facts.deletions or timer.run < facts.run):
+            return  # of a run that is over
+        if facts is None or timer.run > facts.run or timer.number not in known.get(timer.kind, {0: None}):
+            raise Violated(f"run {timer.workflow_id}: {timer} is set before its turn was durable (2)")
+
+    def _reply(self, value: bytes) -> None:
+        """2. A sender is told that its command was accepted: the turn that says so must be durable and valid."""
+        reply = decode_reply(value)
+        command, facts = self._asked.get(reply.command_id), self.runs.get(reply.workflow_id)
+        if command is None or not reply.accepted or isinstance(command.body, Query | CleanupWorkflow):
+            return
+        attached = isinstance(command.body, StartWorkflow) and facts is not None and facts.run > 0
+        if facts is not None and (attached or facts.deletions or reply.command_id in facts.commands):
+            return
+        raise Violated(f"run {reply.workflow_id}: {command.body} was accepted before its turn was durable (2)")
 
     # -- 4: the state is the log -------------------------------------------------------------------------------------
 
     def state(self, processor: Processor) -> None:
         """4. The state rebuilt from the log is byte for byte the owner's at that offset."""
         stream = self.cluster.stream(HISTORY, processor.partition)
-        if processor.status is not ProcessorState.ACTIVE or stream.start:
+        if processor.status is not ProcessorState.ACTIVE:
             return
         offset = processor.state.applied_offset
         fresh = PartitionState(MemoryStore())
         restorer = Restorer(fresh, processor.partition)
+        restorer.trimmed = stream.start > 0
         records = stream.records[: stream.index(offset)]
         if not records:
             return
@@ -240,20 +402,34 @@ class Rules:
                 f"partition {processor.partition} at offset {offset}: the state differs from that of the log in "
                 f"{len(keys)} rows, first {keys[0]!r}: {found.get(keys[0])!r} and {rebuilt.get(keys[0])!r} (4)"
             )
-        self.mark("state compared")
+        self.mark("state compared" if not stream.start else "state compared with a trimmed log")
 
     # -- 7: projections ----------------------------------------------------------------------------------------------
 
     def projections(self) -> None:
-        """7. At the end, the newest status of each run is that of its last turn."""
-        newest: dict[str, int] = {}
+        """7. At the end, the newest status of each run is what a fresh fold of its turns says, and timers are gone
+        that are over.
+        """
+        newest: dict[str, StatusRecord | None] = {}
+        timers: dict[bytes, bytes | None] = {}
         for (topic, _), stream in self.cluster.streams.items():
             if topic == STATUS:
                 for record in stream.records:
-                    newest[record.key.decode()] = 0 if record.value is None else decode_status(record.value).turn
+                    newest[record.key.decode()] = None if record.value is None else decode_status(record.value)
+            elif topic == TIMERS:
+                timers.update((record.key, record.value) for record in stream.records)
+        over_at = (self.cluster.world.epoch + self.cluster.world.now - OVERDUE_SECONDS) * 1000
+        for key, value in timers.items():
+            if value is not None and decode_timer(value).fire_at < over_at:
+                raise Violated(f"timer {key!r} is on its topic long after it was due (7)")
         for workflow_id, facts in self.runs.items():
-            if newest.get(workflow_id) != facts.turn:
-                raise Violated(
-                    f"run {workflow_id}: its last status is of turn {newest.get(workflow_id)}, its last turn "
-                    f"{facts.turn} (7)"
-                )
+            run = Run(workflow_id=workflow_id)
+            for turn in facts.turns:
+                run.fold(turn)
+            wanted, found = run.status() if facts.turns else None, newest.get(workflow_id)
+            if found != wanted:
+                raise Violated(f"run {workflow_id}: its last status is {found}, expected {wanted} (7)")
+            if found is not None and (found.state in STATES) != (facts.closed is not None):
+                raise Violated(f"run {workflow_id}: its status says {found.state}, its history {facts.closed!r} (7)")
+            if found is not None and facts.closed is not None and type(facts.closed) is not STATES[found.state]:
+                raise Violated(f"run {workflow_id}: its status says {found.state}, its history {facts.closed!r} (7)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ class Verdict:
 
 def play(seed: int, *, without: frozenset[int] = frozenset()) -> Verdict:
     """Let the story of a seed happen. The product's own log lines are not shown: there would be thousands."""
-    with _quiet(), _no_collector():
+    with quietly():
         return _play(Simulation(seed, without=without))
 
 
@@ -54,7 +55,7 @@ def _play(simulation: Simulation) -> Verdict:
         virtual_seconds=world.now,
         faults=simulation.faults,
         last=list(world.last),
-        marks=simulation.rules.marks,
+        marks=dict(world.marks),
     )
     world.close()
     return verdict
@@ -87,7 +88,15 @@ def search(seeds: Iterable[int], *, jobs: int) -> Iterator[Verdict]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """As worlds are to be played: without log lines, and without the collector."""
+    with quiet(), no_collector():
+        yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show no log line."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -97,8 +106,10 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _no_collector() -> Iterator[None]:
-    """What is collected runs code (generators are closed), at a moment that depends on all that went before here.
+def no_collector(generation: int = 2) -> Iterator[None]:
+    """Switch the garbage collector off, and at the end collect what is at most as old as `generation` says.
+
+    What is collected runs code (generators are closed), at a moment that depends on all that went before here.
 
     So nothing is collected while a world goes on, and all that it leaves once it is over.
     """
@@ -107,6 +118,8 @@ def _no_collector() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # dead processes leave coroutines that nobody awaited
+            gc.collect(generation)
         if was_on:
             gc.enable()

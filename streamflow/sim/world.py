@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
@@ -47,10 +47,13 @@ class Process:
         """Since when nobody has heard of it: stopped, or dead."""
         self.drift = 1.0
         self.wall_offset = 0.0
+        self.callbacks = 0
+        """How many callbacks of it have run."""
+        self._then: list[tuple[int, int, Callable[[], None]]] = []
         self._born_at = world.now
         self.loop = ProcessLoop(self.monotonic, lambda: world.chance.expovariate(1 / 0.01))
         self.clock = Clock(
-            wall=lambda: int((EPOCH_SECONDS + self.world.now + self.wall_offset) * 1e9),
+            wall=lambda: int((world.epoch + self.world.now + self.wall_offset) * 1e9),
             monotonic=lambda: int(self.monotonic() * 1e9),
         )
 
@@ -62,7 +65,11 @@ class Process:
     def next_at(self) -> float | None:
         """When its next timer is due, in the world's time."""
         at = self.loop.next_at
-        return None if at is None else self._born_at + at / self.drift + 1e-9
+        return None if at is None else self.in_world(at)
+
+    def in_world(self, at: float) -> float:
+        """An instant by this process's monotonic clock, in the world's time; never too early."""
+        return self._born_at + at / self.drift + 1e-9
 
     @property
     def can_run(self) -> bool:
@@ -82,10 +89,22 @@ class Process:
 
         self.world.at(self.world.now + delay, arrive)
 
+    def after(self, callbacks: int, then: Callable[[], None]) -> None:
+        """Let something happen to it between two of its callbacks, after so many more: at any await of its code."""
+        heappush(self._then, (self.callbacks + callbacks, self.world.count(), then))
+
+    def run_one(self) -> None:
+        """Run its next callback, and what is to happen after it."""
+        self.loop.run_one()
+        self.callbacks += 1
+        while self._then and self._then[0][0] <= self.callbacks:
+            heappop(self._then)[2]()
+
     def kill(self) -> None:
         """SIGKILL: nothing of it runs any more."""
         self.is_alive = False
         self.silent_since = self.world.now
+        self.world.bury(self)
         self.world.note(self.name, "killed")
 
     def stop(self, seconds: float) -> None:
@@ -107,13 +126,18 @@ class Process:
 class World:
     """One simulated world."""
 
-    def __init__(self, seed: int | str) -> None:
+    def __init__(self, seed: int | str, *, epoch: float = EPOCH_SECONDS) -> None:
         self.seed = seed
         self.chance = random.Random(f"streamflow {seed}")
         self.now = 0.0
-        self.epoch = EPOCH_SECONDS
+        self.epoch = epoch
+        """Where the wall clock begins, in seconds since 1970."""
         self.processes: list[Process] = []
+        """All that there ever were."""
+        self._alive: list[Process] = []
         self.steps = 0
+        self.marks: Counter[str] = Counter()
+        """How often each situation occurred (see situations.py)."""
         self.trace = 0
         """A checksum over everything noted: the same for the same seed, anywhere."""
         self.last: deque[str] = deque(maxlen=LAST_EVENTS)
@@ -129,12 +153,21 @@ class World:
         """One more process."""
         made = Process(self, name)
         self.processes.append(made)
+        self._alive.append(made)
         return made
+
+    def bury(self, process: Process) -> None:
+        """It is dead: not asked for work any more."""
+        self._alive = [each for each in self._alive if each is not process]
 
     def at(self, when: float, event: Callable[[], None]) -> None:
         """Let something happen at that time; what is due at the same time happens in the order of these calls."""
+        heappush(self._events, (max(when, self.now), self.count(), event))
+
+    def count(self) -> int:
+        """The next number: of what is due at the same time, the one that was asked for first comes first."""
         self._count += 1
-        heappush(self._events, (max(when, self.now), self._count, event))
+        return self._count
 
     def note(self, who: str, what: str) -> None:
         """Say in the trace what happened."""
@@ -149,7 +182,7 @@ class World:
             if self.steps >= last_step:
                 raise TooLong(f"not done after {steps:,} steps, at {self.now:.3f} s")
             self.steps += 1
-            ready = [process for process in self.processes if process.can_run and process.loop.has_work()]
+            ready = [process for process in self._alive if not process.is_stopped and process.loop.has_work()]
             if ready:
                 process = self.chance.choice(ready) if len(ready) > 1 else ready[0]
                 self._burst(process)
@@ -160,16 +193,18 @@ class World:
 
     def close(self) -> None:
         """Throw everything away. Nothing of it may be used any more."""
-        for process in self.processes:
-            process.loop.throw_away()
+        with _outside_any_loop():
+            for process in self.processes:
+                process.loop.throw_away()
         self.processes.clear()
+        self._alive.clear()
         self.after_each.clear()
         self._events.clear()
 
     def _burst(self, process: Process) -> None:
         with _outside_any_loop():
             for _ in range(self.chance.randint(1, BURST_MAX)):
-                process.loop.run_one()
+                process.run_one()
                 if not (process.can_run and process.loop.has_work()):
                     return
 
@@ -178,7 +213,7 @@ class World:
         if (leap := self.leap_to()) is not None and self.now < leap <= end:
             self.now = leap
             return True
-        timers = [at for process in self.processes if process.can_run and (at := process.next_at) is not None]
+        timers = [at for process in self._alive if not process.is_stopped and (at := process.next_at) is not None]
         next_timer = min(timers, default=None)
         if self._events and (next_timer is None or self._events[0][0] <= next_timer):
             when, _, event = heappop(self._events)

@@ -20,6 +20,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from streamflow.config import Limits
@@ -27,8 +28,9 @@ from streamflow.core.events import StepAttemptFailed, StepCompleted, StepFailed,
 from streamflow.errors import InvalidArguments, PayloadTooLarge
 from streamflow.metrics import step_tally
 from streamflow.worker.processes import Processes, run_in_process
-from streamflow.worker.threads import DaemonThreads, Ended
+from streamflow.worker.threads import DaemonThreads, Ended, StepThreads
 from streamflow.workflow.code import StepCall, check_size, error_info, is_interrupt
+from streamflow.workflow.definitions import Step
 from streamflow.workflow.stepinfo import StepInfo, running
 
 log = logging.getLogger("streamflow.worker")
@@ -99,17 +101,26 @@ class AttemptKey(NamedTuple):
 class Executor:
     """Runs attempts; one per worker process."""
 
-    def __init__(self, clock: Now, *, max_parallel_steps: int, limits: Limits) -> None:
+    def __init__(
+        self,
+        clock: Now,
+        *,
+        max_parallel_steps: int,
+        limits: Limits,
+        threads: StepThreads | None = None,
+    ) -> None:
         self.clock = clock
         self.max_parallel_steps = max_parallel_steps
         self.limits = limits
         self.attempts: dict[AttemptKey, Attempt] = {}
         self.running: dict[asyncio.Task[Any], Attempt] = {}
         self.waiting: OrderedDict[AttemptKey, Attempt] = OrderedDict()
-        self.threads = DaemonThreads(
+        self.threads: StepThreads = threads or DaemonThreads(
             min(limits.step_threads_max, max_parallel_steps), stuck_max=limits.stuck_threads_max
         )
         self.processes = Processes(min(os.cpu_count() or 1, max_parallel_steps))
+        self.stand_in: Callable[[Step[..., Any]], Step[..., Any]] | None = None
+        """What a simulated host runs in a step's place; None runs every step as it is."""
         self._inner: dict[asyncio.Future[Any], Attempt] = {}
         self._abandoned: set[asyncio.Future[Any]] = set()
         self._wanting_room: set[asyncio.Event] = set()
@@ -132,6 +143,8 @@ class Executor:
         if self._closed:
             return
         assert attempt.key not in self.attempts, attempt.key
+        if self.stand_in is not None:
+            attempt.call = replace(attempt.call, step=self.stand_in(attempt.call.step))
         self.attempts[attempt.key] = attempt
         if len(self.running) < self.max_parallel_steps:
             self._begin(attempt)

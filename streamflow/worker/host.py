@@ -20,6 +20,7 @@ from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
 from streamflow.worker.executor import Executor
+from streamflow.worker.threads import StepThreads
 from streamflow.worker.watchdog import Watchdog
 from streamflow.workflow.guard import forbid_io
 
@@ -45,6 +46,11 @@ class Host(Protocol):
     @property
     def instance(self) -> str | None:
         """What outlives this process: the id of its state directory, if it has one."""
+        ...
+
+    @property
+    def threads(self) -> StepThreads | None:
+        """Where steps that are plain functions run; None for the executor's own threads."""
         ...
 
     def enter(self, executor: Executor, limits: Limits) -> None:
@@ -73,6 +79,7 @@ class ProcessHost:
     def __init__(self, state_root: Path | None) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.clock = Clock()
+        self.threads: StepThreads | None = None
         self.watchdog: Watchdog | None = None
         self._state_root = state_root
         self._slot: Slot | None = None

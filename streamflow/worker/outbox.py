@@ -99,7 +99,9 @@ def dead_letter(letter: DeadLetter) -> Outgoing:
     value = letter.value
     if value is not None and len(value) > RECORD_BYTES_MAX - LETTER_BYTES:
         value = None
-    letter = msgspec.structs.replace(letter, key=key, value=value, reason=letter.reason[:REASON_CHARACTERS_MAX])
+    # A reason may quote the schema of a registry, whose JSON can say characters that UTF-8 cannot.
+    reason = letter.reason.encode("utf-8", "backslashreplace").decode()[:REASON_CHARACTERS_MAX]
+    letter = msgspec.structs.replace(letter, key=key, value=value, reason=reason)
     return Outgoing(DEAD_LETTERS, letter.partition, key, encode_dead_letter(letter))
 
 

@@ -135,7 +135,7 @@ class Processor:
         self._arrived_at = 0
         self._next_offset = 0
         self._batches: deque[Batch] = deque()
-        self._turns_in_flight = 0
+        self.turns_in_flight = 0  # decided, and not known to be durable
         self._publishes = 0
         self._outgoing_in_flight = 0
         self._unpublished = 0
@@ -322,7 +322,7 @@ class Processor:
     def _is_full(self) -> bool:
         return (
             self._staged > 0
-            or self._turns_in_flight > self.limits.decided_turns_unacknowledged_max
+            or self.turns_in_flight > self.limits.decided_turns_unacknowledged_max
             or self._outgoing_in_flight > self.limits.outgoing_records_max
             or self.executor.is_full
         )
@@ -354,7 +354,7 @@ class Processor:
         self._scheduled = False
         if self.status not in (ProcessorState.ACTIVE, ProcessorState.STOPPING) or self._failed.done():
             return
-        if self._turns_in_flight > self.limits.decided_turns_unacknowledged_max:
+        if self.turns_in_flight > self.limits.decided_turns_unacknowledged_max:
             return  # the acknowledgement wakes it
         try:
             self._staged, begun_at = 0, time.perf_counter()
@@ -404,7 +404,7 @@ class Processor:
     ) -> asyncio.Future[int]:
         future = self.log.append(self.partition, self._next_offset, records)
         self._next_offset += len(records)
-        self._turns_in_flight += len(turns)
+        self.turns_in_flight += len(turns)
         row = self._row(self.core.term, self.core.seq, self.core.consumed)
         self._batches.append(Batch(time.perf_counter(), self._next_offset, row, entries, turns, answers))
         future.add_done_callback(self._acknowledged)
@@ -476,7 +476,7 @@ class Processor:
         if self._failed.done() or self.status is ProcessorState.STOPPED:
             return
         batch = self._batches.popleft()
-        self._turns_in_flight -= len(batch.turns)
+        self.turns_in_flight -= len(batch.turns)
         try:
             self.state.apply(batch.entries, batch.row, applied_offset=batch.end_offset)
             self._perform(batch)

@@ -49,10 +49,15 @@ StepKey = tuple[str, int, int]
 """Workflow id, run and number: there is one attempt of a step at a time."""
 
 
+Serial = tuple[int, int]
+"""When the step was scheduled, and the attempt. The former counts where the id of a run was cleaned up: then another
+run of the same number may begin, and have a step of the same number."""
+
+
 class Taken(Struct):
     """The attempt of a step that is under way here. `ended`: its answer is on its way."""
 
-    attempt: int
+    serial: Serial
     offset: int
     ended: bool = False
 
@@ -89,7 +94,7 @@ class QueueReader:
         self._open: dict[int, None] = {}
         """Offsets taken and not done with, in order; each has a slot."""
         self._taken: dict[StepKey, Taken] = {}
-        self._answered: OrderedDict[tuple[StepKey, int], None] = OrderedDict()
+        self._answered: OrderedDict[tuple[StepKey, Serial], None] = OrderedDict()
         self._answering: set[asyncio.Task[None]] = set()
         self._moved = asyncio.Event()
         self._to_commit = asyncio.Event()
@@ -182,7 +187,8 @@ class QueueReader:
             return
         key = (task.workflow_id, task.run, task.number)
         under_way = self._taken.get(key)
-        if (key, task.attempt) in self._answered or (under_way is not None and under_way.attempt >= task.attempt):
+        serial = (task.scheduled_at, task.attempt)
+        if (key, serial) in self._answered or (under_way is not None and under_way.serial >= serial):
             self._close(offset)  # derived again by a new owner: it is answered, or will be
             return
         if under_way is not None and not under_way.ended:
@@ -192,7 +198,7 @@ class QueueReader:
         self._begin(task, call, known, key, offset)
 
     def _begin(self, task: StepTask, call: StepCall, known: bool, key: StepKey, offset: int) -> None:
-        taken = self._taken[key] = Taken(task.attempt, offset)
+        taken = self._taken[key] = Taken((task.scheduled_at, task.attempt), offset)
         attempt = Attempt(
             owner=self,
             info=StepInfo(
@@ -225,7 +231,7 @@ class QueueReader:
     def _answered_now(self, key: StepKey, taken: Taken) -> None:
         if self._taken.get(key) is taken:
             del self._taken[key]
-        self._answered[key, taken.attempt] = None
+        self._answered[key, taken.serial] = None
         if len(self._answered) > self.limits.queue_window_max:
             self._answered.popitem(last=False)
         self._close(taken.offset)

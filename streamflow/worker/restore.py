@@ -16,11 +16,12 @@ from typing import Final, NoReturn
 from streamflow.codec.avro import decode_history, encode_history
 from streamflow.codec.envelope import DecodeError
 from streamflow.codec.turns import turns_of
-from streamflow.core.events import Claim, RunCreated, RunDeleted, RunSnapshot, Turn
+from streamflow.core.events import INSTANT_MS_MAX, Claim, RunCreated, RunDeleted, RunSnapshot, Turn
 from streamflow.core.machines.run import Run, RunState
 from streamflow.core.machines.table import IllegalTransition
 from streamflow.core.reading import Assembler, ReadingRule
 from streamflow.errors import CorruptLog, Unavailable
+from streamflow.ids import ID_BYTES_MAX
 from streamflow.logs.base import HISTORY, Log, Record
 from streamflow.worker.state import Entry, Headless, PartitionRow, PartitionState, change_of, restored_of
 
@@ -30,6 +31,8 @@ RUNS_FOLDED_MAX: Final = 10_000
 """Runs kept in memory while restoring: beyond it they are folded again from the store."""
 PROGRESS_SECONDS: Final = 1.0
 """How often a long restore says how far it is."""
+TURN_MAX: Final = 2**32 - 1
+"""The last turn that has a place in the store: at a thousand a second it takes 50 days of one run."""
 READ_LIMIT: Final = 2_000
 """Records folded at once, into one write batch: some 50 ms during which the event loop waits."""
 
@@ -151,6 +154,7 @@ class Restorer:
         ) from None
 
     def _turn(self, turn: Turn, value: bytes) -> None:
+        _check_place(turn)
         run = self._runs.get(turn.workflow_id)
         if run is None:
             run = Run(workflow_id=turn.workflow_id)
@@ -160,6 +164,8 @@ class Restorer:
             if run.state is RunState.NONE and self._is_headless(turn):
                 return
             self._runs[turn.workflow_id] = run
+        if run.state not in (RunState.NONE, RunState.DELETED) and turn.turn != run.turn + 1:
+            raise ValueError(f"expected turn {run.turn + 1} of the run")
         run.fold(turn)
         self._entries.append(change_of(run, turn, value, offset=self._parts_offset))
 
@@ -179,11 +185,25 @@ class Restorer:
         turns = turns_of(snapshot)
         run = Run(workflow_id=snapshot.workflow_id)
         for turn, _ in turns:
+            _check_place(turn)
+            if run.turn and turn.turn != run.turn + 1:
+                raise ValueError(f"expected turn {run.turn + 1} in it, found turn {turn.turn}")
+            if turn.workflow_id != snapshot.workflow_id:
+                raise ValueError(f"expected turns of that run in it, found one of run {turn.workflow_id}")
             run.fold(turn)
         self._runs[snapshot.workflow_id] = run
         self._await_snapshot(snapshot.workflow_id, False)
         numbered = [(turn.turn, value) for turn, value in turns]
         self._entries.append(restored_of(run, numbered, offset=self._parts_offset))
+
+
+def _check_place(turn: Turn) -> None:
+    """Whether the numbers of a turn are such as an owner gives; `ValueError` if the store could not even sort them."""
+    for name, least, most in (("turn", 1, TURN_MAX), ("at", 0, INSTANT_MS_MAX)):
+        if not least <= (found := getattr(turn, name)) <= most:
+            raise ValueError(f"expected {name} to be {least} to {most}, found {found}")
+    if not 1 <= len(turn.workflow_id.encode()) <= ID_BYTES_MAX:
+        raise ValueError(f"expected a workflow id of 1 to {ID_BYTES_MAX} bytes")
 
 
 async def first_turns_since(log: Log, partition: int, offset: int, end: int) -> dict[str, int]:

@@ -56,11 +56,21 @@ def answer_to(task: StepTask, outcome: AttemptOutcome, *, now: int, partitions: 
     match outcome:
         case StepCompleted(result=result, started_at=started_at):
             body = ReportAttempt(
-                run=task.run, number=task.number, attempt=task.attempt, result=result, started_at=started_at
+                run=task.run,
+                number=task.number,
+                attempt=task.attempt,
+                result=result,
+                started_at=started_at,
+                scheduled_at=task.scheduled_at,
             )
         case StepFailed(error=error, started_at=started_at):
             body = ReportAttempt(
-                run=task.run, number=task.number, attempt=task.attempt, error=error, started_at=started_at
+                run=task.run,
+                number=task.number,
+                attempt=task.attempt,
+                error=error,
+                started_at=started_at,
+                scheduled_at=task.scheduled_at,
             )
         case StepAttemptFailed(error=error, retry_at=retry_at, started_at=started_at):
             body = ReportAttempt(
@@ -70,6 +80,7 @@ def answer_to(task: StepTask, outcome: AttemptOutcome, *, now: int, partitions: 
                 error=error,
                 retry_after_ms=max(retry_at - now, 0),
                 started_at=started_at,
+                scheduled_at=task.scheduled_at,
             )
         case _:
             assert_never(outcome)

@@ -19,9 +19,25 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 log = logging.getLogger("streamflow.worker")
+
+
+class StepThreads(Protocol):
+    """Where plain functions run."""
+
+    def run(self, function: Callable[[], Any], context: contextvars.Context) -> asyncio.Future[Any]:
+        """Run the function in `context`; the future belongs to the running loop."""
+        ...
+
+    def give_up(self, future: asyncio.Future[Any]) -> None:
+        """Nobody waits for it any more: cancel it if it has not begun."""
+        ...
+
+    def close(self) -> None:
+        """Take no more. Idempotent."""
+        ...
 
 
 class _Job:

@@ -116,7 +116,12 @@ class Worker:
         try:
             if self.schemas is not None:
                 await self.schemas.register(self.log.app)
-            self.executor = Executor(self.clock, max_parallel_steps=self.max_parallel_steps, limits=self.limits)
+            self.executor = Executor(
+                self.clock,
+                max_parallel_steps=self.max_parallel_steps,
+                limits=self.limits,
+                threads=self.host.threads,
+            )
             self.host.enter(self.executor, self.limits)
             watch(self.gauges)
             await self._serve_queues(self.executor)

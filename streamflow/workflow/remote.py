@@ -42,7 +42,10 @@ def _encode_retry(retry: Retry, step: str) -> bytes:
 
 def decode_retry(numbers: bytes) -> Retry:
     """The policy of the call, or `ValueError` for what is none."""
-    found: Any = json.loads(numbers)
+    try:
+        found: Any = json.loads(numbers)
+    except RecursionError:
+        found = None
     if not isinstance(found, dict) or not found.keys() <= set(_NUMBERS):
         raise ValueError(f"retry must be a JSON object with fields of {', '.join(_NUMBERS)}, found {numbers[:200]!r}")
     return Retry(**found)

@@ -88,7 +88,9 @@ EXAMPLES = {
     "Command.CleanupWorkflow": command(CleanupWorkflow(force=True)),
     "Command.FireTimer": command(FireTimer(kind="sleep", run=1, number=2, attempt=3, fire_at=AT)),
     "Command.ReportAttempt": command(
-        ReportAttempt(run=1, number=4, attempt=2, result=b"1", error=ERROR, retry_after_ms=500, started_at=AT)
+        ReportAttempt(
+            run=1, number=4, attempt=2, result=b"1", error=ERROR, retry_after_ms=500, started_at=AT, scheduled_at=AT
+        )
     ),
     "Command.Query": command(Query(query="steps", params=b'{"limit":5}')),
     "History.Claim": events.Claim(term=3, owner="host-1:77", at=AT),

@@ -28,7 +28,7 @@ def test_an_effect_is_a_value(effect):
 
 def test_a_timers_key_is_stable():
     timer = TimerRecord(workflow_id="ordér", kind="step", run=2, number=7, attempt=3, fire_at=99)
-    assert timer.key == "ordér\0002.step.7.3".encode()
+    assert timer.key == "ordér\0002.step.7.3.99".encode()
 
 
 @given(TIMERS, TIMERS)

@@ -139,7 +139,15 @@ def test_a_timer_fires_once_and_a_late_copy_only_drops_its_record_again():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"run": 2}, {"number": 1}, {"kind": "start"}, {"kind": "deadline"}, {"kind": "step"}, {"kind": "nonsense"}],
+    [
+        {"run": 2},
+        {"number": 1},
+        {"kind": "start"},
+        {"kind": "deadline"},
+        {"kind": "step"},
+        {"kind": "nonsense"},
+        {"fire_at": 77},
+    ],
 )
 def test_a_timer_that_is_not_pending_is_ignored_and_its_record_dropped(wrong):
     world, timer = slept()

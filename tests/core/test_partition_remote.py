@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamflow.core.commands import ReportAttempt
+from streamflow.core.commands import CleanupWorkflow, ReportAttempt
 from streamflow.core.effects import DispatchAttempt, SetTimer, StartAttempt
 from tests.core.programs import on_a_queue
 from tests.core.scripted import ERROR, T0, World, kinds
@@ -32,3 +32,23 @@ def test_an_attempt_on_a_queue_is_dispatched_and_ends_by_command():
     world.send(ReportAttempt(run=1, number=0, attempt=2, result=b"5"), reply_to=None)
     assert kinds(world.decide()) == ["StepCompleted", "RunCompleted"]
     assert world.run().result == b"5"
+
+
+def test_the_answer_to_an_attempt_of_a_run_that_was_cleaned_up_is_not_for_the_next_one_of_its_id():
+    world = World(work=on_a_queue)
+    world.start()
+    (first,) = world.of(DispatchAttempt)
+    world.send(CleanupWorkflow(force=True))
+    world.decide()
+    world.now += 1
+    world.start(id="again")
+    second = world.of(DispatchAttempt)[-1]
+    assert (second.task.run, second.task.number, second.task.attempt) == (1, 0, 1), "the numbers are the same again"
+
+    late = ReportAttempt(run=1, number=0, attempt=1, result=b"5", scheduled_at=first.task.scheduled_at)
+    world.send(late, id="late", reply_to=None)
+    assert kinds(world.decide()) == []
+    answer = ReportAttempt(run=1, number=0, attempt=1, result=b"6", scheduled_at=second.task.scheduled_at)
+    world.send(answer, id="answer", reply_to=None)
+    assert kinds(world.decide()) == ["StepCompleted", "RunCompleted"]
+    assert world.run().result == b"6"

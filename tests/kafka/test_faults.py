@@ -21,9 +21,10 @@ import streamflow as sf
 from streamflow.broker import Cluster
 from streamflow.logs.base import HISTORY
 from streamflow.logs.kafka_membership import SESSION_SECONDS
+from streamflow.logs.open import open_log
 from tests.kafka.faulty_app import STEPS
 from tests.kafka.plugin import FaultReport
-from tests.kafka.stage import After, Stage, all_complete, staged, start_orders
+from tests.kafka.stage import After, Stage, all_complete, delete_topics, staged, start_orders
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -177,3 +178,28 @@ def test_two_of_three_brokers_are_away_for_twenty_seconds(
     after = under(fault, tmp_path, kafka_cluster.url, more=1)
     fault_report("two of three brokers away for 20 s", after)
     assert after.longest_pause > 15
+
+
+def test_a_question_about_topics_finds_a_broker_that_lives(kafka_cluster: Cluster) -> None:
+    """Whichever of them dies: the client remembers one that answers such questions, and asks no other by itself."""
+
+    async def main() -> None:
+        log = await open_log(f"{kafka_cluster.url}?partitions=1", app="asks")
+        try:
+            for node in kafka_cluster.nodes:
+                node.kill()
+                rest = [other.number for other in kafka_cluster.nodes if other is not node]
+                try:
+                    await asyncio.to_thread(kafka_cluster.wait, rest)
+                    await log.verify()  # raises where nobody answers
+                finally:
+                    await asyncio.to_thread(node.start)
+                    await asyncio.to_thread(kafka_cluster.wait)
+            assert log.partitions == 1
+        finally:
+            await log.close()
+
+    try:
+        asyncio.run(main())
+    finally:
+        delete_topics(kafka_cluster.url, "asks")

@@ -33,7 +33,7 @@ class Stage:
 
     @property
     def marks(self) -> dict[str, int]:
-        return self.cluster.marks
+        return self.world.marks
 
     def log(self, process: Process | None = None) -> SimLog:
         return SimLog(self.cluster, process or self.a, "shop")
@@ -406,10 +406,10 @@ def test_a_partition_is_seized_and_two_members_believe_that_it_is_theirs():
         for partition in frozenset(range(2)) - (mine.now or frozenset()):
             await one.release(partition)
         await theirs.has(1)
-        assert "two owners at once" not in stage.marks, "what is released is nobody's"
+        assert "two members believe that they own it" not in stage.marks, "what is released is nobody's"
         stage.a.stop(1.0)  # it learns of nothing meanwhile
         assert "is taken from one#1 for two#2" in stage.cluster.group(APP_GROUP).seize(PicksLast())
-        await eventually(lambda: "two owners at once" in stage.marks)
+        await eventually(lambda: "two members believe that they own it" in stage.marks)
         assert stage.marks["partition seized"] == 1
 
     stage.play(test)
@@ -429,7 +429,7 @@ def test_a_member_that_does_not_let_go_loses_its_partition_after_a_while():
         theirs: Assigned = await stage.elsewhere(lambda: assigned(stage.log(stage.b), "two"))
         await theirs.has(1)
         assert stage.marks["partition taken before it was stopped"] == 1
-        assert stage.marks["two owners at once"] == 1
+        assert stage.marks["two members believe that they own it"] == 1
         assert stage.world.now > HAND_OVER_SECONDS
 
     stage.play(test)

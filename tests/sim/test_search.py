@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from streamflow.cli.main import cli
 from streamflow.sim.rules import Violated
 from streamflow.sim.search import minimise, play
-from tests.sim.test_mutations import take_a_failed_append_for_a_good_one
+from tests.sim.mutants import take_a_failed_append_for_a_good_one
 
 HERE = Path(__file__).parent
 KEPT = [int(line.split()[0]) for line in (HERE / "seeds.txt").read_text().splitlines() if line[:1].isdigit()]

@@ -118,12 +118,14 @@ class Scene:
         await settle()
         return service
 
-    async def put(self, name: str, step: str = "quick", *, attempt: int = 1, partition: int = 0) -> None:
+    async def put(
+        self, name: str, step: str = "quick", *, attempt: int = 1, partition: int = 0, scheduled_at: int = 0
+    ) -> None:
         """Dispatch the attempt of the step of run `name`."""
         args = b"[]" if step == "large" else f'["{name}"]'.encode()
         task = StepTask(
             workflow_id=name, run=1, number=0, attempt=attempt, workflow="", step=step, name=step, args=args,
-            scheduled_at=0,
+            scheduled_at=scheduled_at,
         )  # fmt: skip
         await self.put_raw(encode_task(task), partition)
 
@@ -299,6 +301,20 @@ async def test_a_newer_attempt_ends_the_older_one_and_not_the_other_way_round(it
     it.gate("a").set()
     await it.until_answered("a")
     assert [report.attempt for _, report in await it.answers()] == [3]
+    await waiting.until(lambda: service.readers[0].committed == 3)
+
+
+@on_scene()
+async def test_attempts_of_a_run_that_was_cleaned_up_are_not_those_of_the_next_one_of_its_id(it: Scene) -> None:
+    """The numbers of a run, its steps and their attempts begin anew; found by the simulator."""
+    service = await it.serve()
+    await it.put("a", "work")
+    await it.put("a", "work", scheduled_at=1)
+    it.gate("a").set()
+    await it.until_answered("a")
+    await it.put("a", "work", scheduled_at=2)
+    await it.until_answered("a", "a")
+    assert [report.scheduled_at for _, report in await it.answers()] == [1, 2]
     await waiting.until(lambda: service.readers[0].committed == 3)
 
 

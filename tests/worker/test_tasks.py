@@ -108,4 +108,4 @@ def test_the_answer_goes_to_the_run_under_an_id_of_the_attempt(outcome: Any, sai
     command = decode_command(record.value or b"")
     assert (command.workflow_id, command.command_id) == ("order-7", "order-7\x002.outcome.4.3")
     assert (command.sent_at, command.reply_to) == (100, None)
-    assert command.body == ReportAttempt(run=2, number=4, attempt=3, started_at=6, **said)
+    assert command.body == ReportAttempt(run=2, number=4, attempt=3, started_at=6, scheduled_at=5, **said)

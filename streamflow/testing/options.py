@@ -1,0 +1,101 @@
+"""What a test may say of its world."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from streamflow.errors import InvalidArguments
+from streamflow.sim.faults import KINDS
+from streamflow.sim.world import EPOCH_SECONDS
+from streamflow.workflow.app import App
+from streamflow.workflow.definitions import check_instant
+
+STEPS_MAX: Final = 200_000
+"""Events and bursts of one world: some ten seconds. Who needs more has a loop that never ends, or a lot to test."""
+PARTITIONS: Final = 2
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Random faults, drawn from the seed: `count` of them, near to where something happens.
+
+    `kinds` are of "crash" (killed, with what its disk then loses), "pause" (stopped for up to 20 s), "leave" (SIGTERM),
+    "jump" (of a wall clock), "storm" (writes lost, late, torn, repeated), "outage" (no broker answers), "cut" (one process
+    hears no broker), "leaderless" (one partition is away), "strand" (killed while what it sent hangs in the network),
+    "seize" (a partition goes to another worker, unasked), "offsets" (committed ones go back) and "compact".
+    `without` leaves out single faults by the numbers that a failure shows, to find those that matter.
+    """
+
+    count: int = 10
+    kinds: Collection[str] = KINDS
+    without: Collection[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 0:
+            raise InvalidArguments(f"count of Faults must be an int of at least 0, found {self.count!r}")
+        kinds = frozenset(self.kinds)
+        if not kinds or not kinds <= KINDS:
+            raise InvalidArguments(f"kinds of Faults must be some of {', '.join(sorted(KINDS))}, found {self.kinds!r}")
+        object.__setattr__(self, "kinds", kinds)
+        object.__setattr__(self, "without", frozenset(self.without))
+
+    def __repr__(self) -> str:
+        said = [f"{self.count}"]
+        if frozenset(self.kinds) != KINDS:
+            said.append(f"kinds={sorted(self.kinds)}")
+        if self.without:
+            said.append(f"without={sorted(self.without)}")
+        return f"Faults({', '.join(said)})"
+
+
+@dataclass(frozen=True)
+class Options:
+    """All of it, checked. See `simulate`."""
+
+    app: App
+    seed: int = 0
+    crash_after_every_turn: bool = False
+    faults: Faults | int = 0
+    workers: int = 1
+    partitions: int = PARTITIONS
+    queues: Iterable[str] | None = None
+    start_at: datetime | None = None
+    steps_max: int = STEPS_MAX
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.app, App):
+            raise InvalidArguments(f"app must be a streamflow.App, found {self.app!r}")
+        for name in ("workers", "partitions", "steps_max"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidArguments(f"{name} must be an int of at least 1, found {value!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise InvalidArguments(f"seed must be an int, found {self.seed!r}; many seeds are seeds=range(50)")
+
+    @property
+    def trouble(self) -> Faults:
+        """The faults, however they were given."""
+        return self.faults if isinstance(self.faults, Faults) else Faults(self.faults)
+
+    @property
+    def served(self) -> list[str]:
+        """The queues that the workers serve: those that steps of the app name, unless others were given."""
+        if self.queues is not None:
+            return list(self.queues)
+        return sorted({step.queue for step in self.app.steps.values() if step.queue is not None})
+
+    @property
+    def epoch(self) -> float:
+        """Where the wall clock begins, in seconds since 1970."""
+        return EPOCH_SECONDS if self.start_at is None else check_instant(self.start_at, what="start_at").timestamp()
+
+    def said(self) -> str:
+        """The arguments that are not the defaults, as one would write them."""
+        return "".join(
+            f", {name}={getattr(self, name)!r}"
+            for name, default in Options.__dataclass_fields__.items()
+            if name not in ("app", "seed") and getattr(self, name) != default.default
+        )

@@ -1,0 +1,99 @@
+"""Coverage-guided fuzzing with atheris:  python tests/fuzz/fuzz.py TARGET|all [-runs=N …] [FOLDER|FILE …]
+
+Everything behind the target is libFuzzer's: its options, a folder where it keeps what it finds, or files to replay.
+The valid examples of the target are always part of the corpus. What fails is kept in .fuzz/, named by its target.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FunctionType
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+FOUND: Final = ROOT / ".fuzz"
+OPTIONS: Final = ("-max_len=8192", "-timeout=20", "-rss_limit_mb=1024", "-print_final_stats=0", "-verbosity=0")
+"""Unless others are given. A record may have a megabyte; what is short is read faster and says more."""
+EXTRA: Final = "needs the extra 'fuzz': pip install -e '.[dev,fuzz]'. It has wheels for CPython on x86-64 Linux only"
+
+
+def main(arguments: list[str]) -> int:
+    """Fuzz what the arguments name; the exit code."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        import atheris
+    except ImportError as error:
+        print(f"atheris cannot be imported ({error}): fuzzing {EXTRA}", file=sys.stderr)
+        return 1
+    name, options = (arguments[0], arguments[1:]) if arguments else ("", [])
+    with atheris.instrument_imports(include=["streamflow", "fastavro"]):
+        from tests.fuzz.targets import TARGETS
+    if name != "all" and name not in TARGETS:
+        print(f"expected a target, found {name!r}: known are all, {', '.join(TARGETS)}", file=sys.stderr)
+        return 2
+    logging.disable()  # what the intake sets aside it says, once per record
+    _instrument_generated(atheris)
+    FOUND.mkdir(exist_ok=True)
+    names = list(TARGETS) if name == "all" else [name]
+    failed = [each for each in names if not _passes(atheris, each, options, quiet=name == "all")]
+    if failed:
+        print(f"failed: {', '.join(failed)}; the inputs are in {FOUND}, see tests/fuzz/README.md", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _instrument_generated(atheris: Any) -> None:
+    """The readers of Avro are made at run time, so that no import shows them."""
+    from tests.codec.records import KINDS
+
+    for kind in KINDS.values():
+        space = kind.codec()._read.__globals__  # a function that was made by exec
+        for made in list(space.values()):
+            if isinstance(made, FunctionType) and made.__name__.startswith(("read_", "decode")):
+                atheris.instrument_func(made)
+
+
+def _passes(atheris: Any, name: str, options: list[str], *, quiet: bool) -> bool:
+    """Fuzz one target in a process of its own: libFuzzer ends the process that it runs in."""
+    from tests.fuzz.targets import examples_of
+
+    places = [option for option in options if not option.startswith("-")]
+    with tempfile.TemporaryDirectory(prefix=f"fuzz-{name}-") as folder, open(f"{folder}/log", "wb") as log:
+        if not any(Path(place).is_file() for place in places):
+            (corpus := Path(folder, "corpus")).mkdir()
+            (examples := Path(folder, "examples")).mkdir()
+            for number, example in enumerate(examples_of(name)):
+                (examples / str(number)).write_bytes(example)
+            # The first folder is where libFuzzer writes.
+            places = [*(places or [str(corpus)]), str(examples)]
+        given = [option for option in options if option.startswith("-")]
+        started = time.monotonic()
+        if (child := os.fork()) == 0:
+            if quiet:
+                os.dup2(log.fileno(), 2)
+            _fuzz(atheris, name, [*given, *places])
+        _, status = os.waitpid(child, 0)
+        result = "passed" if status == 0 else f"failed, exit {os.waitstatus_to_exitcode(status)}"
+        print(f"{name:<12}{result} in {time.monotonic() - started:.1f} s", flush=True)
+        if quiet and status:
+            sys.stderr.write(Path(log.name).read_text(errors="backslashreplace")[-5_000:])
+    return status == 0
+
+
+def _fuzz(atheris: Any, name: str, options: list[str]) -> None:
+    """Never returns."""
+    from tests.fuzz.targets import TARGETS
+
+    def check(data: bytes) -> None:
+        TARGETS[name].check(data)
+
+    atheris.Setup([sys.argv[0], *OPTIONS, f"-artifact_prefix={FOUND}/{name}-", *options], check)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
