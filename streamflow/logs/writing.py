@@ -95,14 +95,24 @@ class _Tail:
 
 
 class Writing:
-    """The writing half of a log. All methods are called on the event loop; `url` is for error texts."""
+    """The writing half of a log. All methods are called on the event loop, that of the caller unless `loop` is given.
+
+    `url` is for error texts.
+    """
 
     def __init__(
-        self, url: str, app: str, partitions: int, moved: Callable[[int, int], None], make_lane: MakeLane
+        self,
+        url: str,
+        app: str,
+        partitions: int,
+        moved: Callable[[int, int], None],
+        make_lane: MakeLane,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._url, self._app, self._make_lane = url, app, make_lane
         self._history = f"{app}.{HISTORY}"
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
         self._moved = moved
         """Called with (partition, offset) when all derived from history below the offset is published."""
         self._lanes: list[Lane | None] = [None] * min(-(-partitions // PARTITIONS_PER_LANE), HISTORY_LANES_MAX)

@@ -64,7 +64,7 @@ async def open_sim(
 
 
 class SimLog:
-    """See `streamflow.logs.base.Log`. Made and used on the event loop of its process.
+    """See `streamflow.logs.base.Log`. Used on the event loop of its process.
 
     With a `weather`, its way to the brokers is no worse than that, ever.
     """
@@ -79,6 +79,7 @@ class SimLog:
             cluster.partitions,
             self._moved,
             lambda name, delivered: SimLane(cluster, way, process, app, name, delivered),
+            loop=process.loop,
         )
         self._known: dict[int, int] = {}
         self._dirty: dict[int, int] = {}
