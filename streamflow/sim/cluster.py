@@ -312,8 +312,9 @@ class Cluster:
             if topic == TIMERS:
                 newest.update((record.key, record.value) for record in stream.records)
         due = [decode_timer(value).fire_at / 1000 - self.world.epoch for value in newest.values() if value is not None]
-        leap = min((at for at in due if at > now + QUIET_SECONDS), default=None)
-        return None if leap is None else leap - SHORT_OF_SECONDS
+        # One that is due soon is waited for: a leap over it would make it overdue by as much.
+        first = min((at for at in due if at > now), default=None)
+        return None if first is None or first <= now + QUIET_SECONDS else first - SHORT_OF_SECONDS
 
     def number(self) -> int:
         """One that nobody has had."""
