@@ -3,7 +3,7 @@
     kafka_url         what a URL means                    kafka_reading     bulk reads, where partitions begin and end
     kafka_topics      settings, creation, checks          kafka_following   followers, back-pressure
     kafka_lane        one producer and its thread         kafka_membership  the consumer group
-    kafka_writing     the fence, publishing               kafka_offsets     how far all is published
+    writing, lanes    the fence, publishing               kafka_offsets     how far all is published
     kafka_access      what each role needs, refusals
 
 Threads: one per producer, follower, member, and a few for bulk reads. Each comes back to the event loop at one marked
@@ -33,12 +33,13 @@ from streamflow.logs.checks import (
     closed,
 )
 from streamflow.logs.kafka_following import Following
+from streamflow.logs.kafka_lane import KafkaLane
 from streamflow.logs.kafka_membership import Group, KafkaMembership
 from streamflow.logs.kafka_offsets import PublishedOffsets
 from streamflow.logs.kafka_reading import Reading
 from streamflow.logs.kafka_topics import Described, Topics
 from streamflow.logs.kafka_url import KafkaUrl
-from streamflow.logs.kafka_writing import Writing
+from streamflow.logs.writing import Writing
 
 STATE_DIR: Final = ".streamflow"
 """Where workers keep their state by default, in the current directory. It may be lost: a container needs no volume."""
@@ -86,7 +87,7 @@ class KafkaLog:
         self._partitions = found[COMMANDS].partitions
         self._known = set(TOPICS)
         self._offsets = PublishedOffsets(url, app)
-        self._writing = Writing(url, app, self._partitions, self._offsets.moved)
+        self._writing = Writing(url.url, app, self._partitions, self._offsets.moved, partial(KafkaLane, url))
         self._writing.warm_up(history=False)
         self._reading = Reading(url, app)
         self._following = Following(url, app, self._reading.read, self._reading.bounds)

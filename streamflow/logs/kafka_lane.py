@@ -16,8 +16,10 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from streamflow.logs.kafka_access import DENIED, denied
 from streamflow.logs.kafka_talk import talk
 from streamflow.logs.kafka_url import KafkaUrl, refused
+from streamflow.logs.lanes import CLOSE_SECONDS, NotTaken, Refusal, Sent
 
 log_ = logging.getLogger("streamflow.logs")
 
@@ -35,30 +37,11 @@ DELIVERY_SECONDS: Final = 120
 """How long librdkafka tries to deliver a record. Shorter, and a broker that restarts makes outcomes unknown; longer,
 and what a stopped process had under way may land long after its partition has a new owner (harmless, but noise)."""
 
-CLOSE_SECONDS: Final = 10.0
 
+class KafkaLane:
+    """See `streamflow.logs.lanes.Lane`. Created on the event loop; acknowledgements come in their order."""
 
-class Sent:
-    """Records that were handed over together. `left` counts those without an acknowledgement."""
-
-    __slots__ = ("error", "found", "left", "topic")
-
-    def __init__(self, count: int) -> None:
-        self.left = count
-        self.error: KafkaError | None = None
-        self.topic: str | None = None
-        """The topic of the record that failed first."""
-        self.found: int | None = None
-        """The offset at which a record was found that was expected elsewhere; -1 if the broker did not say."""
-
-
-class Lane:
-    """Created on the event loop; `delivered` is called there with what was acknowledged, in that order.
-
-    It is called with nothing, too: when the lane has failed.
-    """
-
-    def __init__(self, url: KafkaUrl, name: str, delivered: Callable[[Lane, list[Sent]], None]) -> None:
+    def __init__(self, url: KafkaUrl, name: str, delivered: Callable[[KafkaLane, list[Sent]], None]) -> None:
         self.name = name
         self.dropped = False
         self.failed = False
@@ -94,23 +77,24 @@ class Lane:
         self._thread.start()
 
     def message(self, key: bytes, value: bytes | None, sent: Sent, expected: int = -1) -> dict[str, Any]:
-        """One record of `sent`, as `send` takes it; with `expected` its acknowledgement must name that offset."""
-        report = self._published if expected < 0 else partial(self._appended, expected)
-        return {"key": key, "value": value, "callback": partial(report, sent)}
+        """See the port."""
+        return {"key": key, "value": value, "callback": partial(self._told, expected, sent)}
 
     def send(self, topic: str, partition: int, messages: list[dict[str, Any]]) -> None:
-        """Hand over records that belong together.
-
-        Raises `BufferError` or `KafkaException` when not all of them were taken: librdkafka's queue is full, or the
-        producer has failed.
-        """
+        """Hand over records that belong together; one call may take a part of them (`NotTaken`)."""
         # One call: librdkafka's thread sends what it finds. Record by record it wakes up for each, makes twice the
         # requests, and takes twice the time (71 us a step of W2 instead of 33).
-        if self._producer.produce_batch(topic, messages, partition) < len(messages):
+        try:
+            taken = self._producer.produce_batch(topic, messages, partition)
+        except (BufferError, KafkaException) as error:
+            self.failed |= isinstance(error, KafkaException)
+            raise NotTaken(Refusal(str(error))) from error
+        if taken < len(messages):
             # One that was not taken names its error; were there none, what became of the batch is not known.
             unknown = KafkaError(KafkaError._FAIL, "not all records of a batch were taken")
-            error: KafkaError = next((message["_error"] for message in messages if "_error" in message), unknown)
-            raise BufferError(error) if error.code() == KafkaError._QUEUE_FULL else KafkaException(error)
+            why: KafkaError = next((message["_error"] for message in messages if "_error" in message), unknown)
+            self.failed |= why.code() != KafkaError._QUEUE_FULL
+            raise NotTaken(Refusal(why.str()))
 
     def drop(self) -> None:
         """Forget what is not acknowledged, and end. What is under way may still reach the log."""
@@ -165,22 +149,20 @@ class Lane:
             return False
         return True
 
-    def _published(self, sent: Sent, error: KafkaError | None, message: Message) -> None:
-        if error is not None and sent.error is None:
-            sent.error, sent.topic = error, message.topic()
-        sent.left -= 1
-        if not sent.left:
+    def _told(self, expected: int, sent: Sent, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            # Where any offset will do, nobody asks for it: one call less for each record.
+            is_all = sent.acknowledged(None if expected < 0 else message.offset(), expected)
+        else:
+            is_all = sent.refused(self._refusal(error, message))
+        if is_all:
             self._acknowledged.append(sent)
 
-    def _appended(self, expected: int, sent: Sent, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            sent.error = sent.error or error
-        elif (offset := message.offset()) != expected and sent.found is None:
-            # Nothing but the expected offset proves that nobody wrote before; duplicates come without any offset.
-            sent.found = -1 if offset is None else offset
-        sent.left -= 1
-        if not sent.left:
-            self._acknowledged.append(sent)
+    def _refusal(self, error: KafkaError, message: Message) -> Refusal:
+        if error.code() in DENIED:
+            what = f"topic {message.topic()} cannot be written ({error.str()})"
+            return Refusal(error.str(), denied(self._url.url, what))
+        return Refusal(error.str())
 
     def _on_error(self, error: KafkaError) -> None:
         """What is fatal fails every record, each with its own report; the rest is librdkafka's to retry."""

@@ -1,15 +1,17 @@
 """The brokers: topics, consumer groups, and what the network does to those who talk to them.
 
-What is modelled is what a worker can tell of Kafka through the log port: records land in the order of each sender's
-connection, whoever sends them; an acknowledgement at the expected offset proves the fence; others, or none, prove
-nothing, and what was not acknowledged may land much later. `Weather` says how likely each of that is at the moment.
+What is modelled is what a worker can tell of Kafka through the log port. `Weather` says how likely it is at the moment
+that a request goes wrong, for all; what befalls one process, one partition or what the brokers keep is a method of
+`Cluster`. What really happened is counted (`World.marks`).
 """
 
 from __future__ import annotations
 
 import bisect
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Final
 from zlib import crc32
 
@@ -21,8 +23,12 @@ from streamflow.sim.world import Process, World
 SESSION_SECONDS: Final = 6.0
 HAND_OVER_SECONDS: Final = 8.0
 GROUP_TICK_SECONDS: Final = 0.5
+EXPIRE_SECONDS: Final = 2.0
+"""How much later than the group a member may see that its session is over."""
 QUIET_SECONDS: Final = 30.0
 """After so long without a new record, time leaps to the next timer."""
+SHORT_OF_SECONDS: Final = 1.0
+"""It leaps to so long before: else who fires too early would fire in time."""
 LATE_SECONDS_MAX: Final = 60.0
 """How much later a write can land whose sender was told that its outcome is unknown."""
 
@@ -34,16 +40,30 @@ class Weather:
     delay: float = 0.001
     spike: float = 0.0
     spike_seconds: float = 1.0
+    partial: float = 0.1
+    """A read that gives only some of what is there, as any may."""
+    slow: float = 0.0
+    """A read whose answer takes long: by then it is no news."""
     lost: float = 0.0
     """A write that never lands; its sender is told nothing for a while, then that the outcome is unknown."""
     late: float = 0.0
     """A write that lands long after its sender was told that the outcome is unknown."""
     torn: float = 0.0
     """A write of several records of which only the first land."""
+    headless: float = 0.0
+    """A write of several records of which only the last land: brokers that know nothing of a producer take any of its
+    batches as its first."""
     unacknowledged: float = 0.0
     """A write that lands, and whose sender is told that the outcome is unknown."""
     repeated: float = 0.0
-    """A write that lands twice; the broker then acknowledges it without an offset."""
+    """A write that lands twice, since it was sent twice and the brokers had forgotten its producer; the acknowledgement
+    names the second place."""
+    unplaced: float = 0.0
+    """A write that lands, and is acknowledged without an offset: a duplicate, says the broker, it knows no more."""
+    fatal: float = 0.0
+    """A write whose producer fails for good: of all that it has under way nothing is heard. It lands, perhaps late."""
+    full: float = 0.0
+    """A write of which the producer takes only a part, or nothing."""
     refused: float = 0.0
     """A question that is answered with an error."""
     down: bool = False
@@ -56,6 +76,8 @@ class Stream:
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.times: list[float] = []
+        self.gone_tombstones: list[int] = []
+        """Offsets of tombstones that were cleaned away: who had not read so far never will."""
         self.start = 0
         self.end = 0
         self.waiting: dict[int, Callable[[], None]] = {}
@@ -79,8 +101,13 @@ class Stream:
             del self.records[:gone], self.times[:gone]
         return self.start
 
-    def compact(self, *, upto: int, tombstones_before: float) -> None:
-        """Keep the newest record of each key, of those below `upto`; old tombstones go, too."""
+    def offset_at(self, at: float) -> int:
+        """The first offset of a record that landed then or later, the end if there is none."""
+        first = next((each.offset for each, time in zip(self.records, self.times, strict=True) if time >= at), self.end)
+        return max(self.start, first)
+
+    def compact(self, *, upto: int, tombstones_before: float) -> int:
+        """Keep the newest record of each key, of those below `upto`; old tombstones go, too: how many."""
         newest = {record.key: record.offset for record in self.records}
         kept = [
             (record, at)
@@ -88,7 +115,17 @@ class Stream:
             if record.offset >= upto
             or (newest[record.key] == record.offset and (record.value is not None or at >= tombstones_before))
         ]
+        left = {record.offset for record, _ in kept}
+        gone = [each.offset for each in self.records if each.value is None and each.offset not in left]
+        gone = [offset for offset in gone if newest[self.records[self.index(offset)].key] == offset]
+        self.gone_tombstones = sorted({*self.gone_tombstones, *gone})
         self.records, self.times = [record for record, _ in kept], [at for _, at in kept]
+        return len(gone)
+
+    def has_lost_tombstones(self, offset: int, upto: int) -> bool:
+        """Whether a reader from `offset` to below `upto` misses one."""
+        found = bisect.bisect_left(self.gone_tombstones, offset)
+        return found < len(self.gone_tombstones) and self.gone_tombstones[found] < upto
 
 
 class Group:
@@ -100,6 +137,14 @@ class Group:
         self.owners: dict[int, str] = {}
         self.asked_at: dict[int, float] = {}
         self.committed: dict[int, int] = {}
+        self.believers: dict[str, Member] = {}
+        """Members, past ones too, by name, as long as they believe that they own something."""
+        self._names = 0
+
+    def name(self, owner: str) -> str:
+        """An id for one more member: a coordinator knows them by ids of its own."""
+        self._names += 1
+        return f"{owner}#{self._names}"
 
     def rebalance(self) -> None:
         """Give free partitions away, ask for those that should move, and tell every member what it has."""
@@ -130,18 +175,43 @@ class Group:
         self.members[member.name] = member
         self.rebalance()
 
+    def seize(self, chance: Random) -> str:
+        """Take a partition from a member and give it to another, without a word to the first before."""
+        pairs = [
+            (p, name) for p, owner in sorted(self.owners.items()) for name in sorted(self.members) if name != owner
+        ]
+        if not pairs:
+            return "nothing is taken: there is nobody to give it to"
+        partition, name = chance.choice(pairs)
+        before, self.owners[partition] = self.owners[partition], name
+        self.asked_at.pop(partition, None)
+        self.cluster.mark("partition seized")
+        self.rebalance()
+        return f"partition {partition} is taken from {before} for {name}"
+
+    def believes(self, member: Member, partitions: frozenset[int]) -> None:
+        """A member believes now that these are its own."""
+        member.believed = partitions
+        self.believers = {name: other for name, other in self.believers.items()
+                          if other.believed and other.process.is_alive}  # fmt: skip
+        if any(other is not member and other.believed & partitions for other in self.believers.values()):
+            self.cluster.mark("two members believe that they own it")
+        self.believers[member.name] = member
+
     def tick(self) -> None:
         """Put out who was not heard of for a session, and take what was not handed over in time."""
         now = self.cluster.world.now
         for member in [self.members[name] for name in sorted(self.members)]:
-            since = member.process.silent_since
+            since = member.silent_since
             if since is not None and now - since > SESSION_SECONDS:
                 self.cluster.world.note("group", f"{member.name} is put out")
+                self.cluster.mark("member put out")
                 self.remove(member)
                 member.expire()
         late = [partition for partition, at in self.asked_at.items() if now - at > HAND_OVER_SECONDS]
         for partition in late:
             self.cluster.world.note("group", f"partition {partition} is taken from {self.owners.get(partition)}")
+            self.cluster.mark("partition taken before it was stopped")
             self.owners.pop(partition, None)
             self.asked_at.pop(partition)
         if late:
@@ -151,25 +221,58 @@ class Group:
 class Member:
     """What the group knows of a member, and how it tells it."""
 
-    def __init__(self, name: str, process: Process, told: Callable[[frozenset[int]], None], expire: Callable[[], None]):
+    def __init__(
+        self,
+        group: Group,
+        name: str,
+        process: Process,
+        told: Callable[[frozenset[int]], None],
+        expire: Callable[[], None],
+    ) -> None:
         self.name, self.process = name, process
-        self._told, self._expire = told, expire
+        self.believed: frozenset[int] = frozenset()
+        self.left_at: float | None = None
+        """When it left without the brokers hearing of it."""
+        self._group, self._told, self._expire = group, told, expire
         self._last: frozenset[int] | None = None
-        self._told_at = 0.0
+        self._mail: deque[frozenset[int]] = deque()
+
+    @property
+    def silent_since(self) -> float | None:
+        """Since when the group has not heard of it: it is stopped, dead or gone, or its network is."""
+        times = (self.process.silent_since, self.left_at, self._group.cluster.cut_since(self.process))
+        return min((at for at in times if at is not None), default=None)
 
     def tell(self, assigned: frozenset[int]) -> None:
         if assigned != self._last:
             self._last = assigned
-            world = self.process.world
-            self._told_at = max(world.now + world.chance.uniform(0.001, 0.5), self._told_at)
-            self.process.call(self._told_at - world.now, self._told, assigned)
+            self._mail.append(assigned)
+            if len(self._mail) == 1:
+                self._post(self.process.world.chance.uniform(0.001, 0.5))
+
+    def _post(self, delay: float) -> None:
+        world = self.process.world
+        world.at(world.now + delay, self._arrive)
+
+    def _arrive(self) -> None:
+        """All that was said so far arrives; or none of it, while the process is not reached."""
+        if not self.process.is_alive:
+            return
+        if not self._group.cluster.heard_by(self.process):
+            self._post(GROUP_TICK_SECONDS)
+            return
+        while self._mail:
+            self.process.call(0.0, self._told, self._mail.popleft())
 
     def forget(self, partition: int) -> None:
         """It gave the partition up; should it get it back at once, it must be told so."""
         self._last = None if self._last is None else self._last - {partition}
 
     def expire(self) -> None:
-        self.process.call(0.0, self._expire)
+        """It finds out by itself that nobody has heard of it; about when the group does."""
+        self._mail.clear()
+        delay = 0.0 if self.process.silent_since is not None else self.process.world.chance.uniform(0, EXPIRE_SECONDS)
+        self.process.call(delay, self._expire)
 
 
 class Cluster:
@@ -183,6 +286,10 @@ class Cluster:
         self.streams: dict[tuple[str, int], Stream] = {}
         self.published: dict[int, int] = {}
         self.groups: dict[str, Group] = {}
+        self.leaderless: set[tuple[str, int]] = set()
+        """Topic partitions that nobody can write to or read now."""
+        self._numbers = 0
+        self._cuts: dict[int, tuple[bool, float]] = {}
         self.landed_at = 0.0
         """When the last record landed."""
         self.landed: list[Callable[[str, int, int], None]] = []
@@ -191,11 +298,13 @@ class Cluster:
         self._tick()
 
     def next_due(self) -> float | None:
-        """When the next timer fires, if nobody does anything before; None if somebody may."""
+        """Just before the next timer fires, if nobody does anything before; None if somebody may."""
         now, newest = self.world.now, dict[bytes, bytes | None]()
         if (
             now - self.landed_at < QUIET_SECONDS
             or self.weather.down
+            or self._cuts
+            or self.leaderless
             or any(group.asked_at for group in self.groups.values())
         ):
             return None
@@ -203,7 +312,14 @@ class Cluster:
             if topic == TIMERS:
                 newest.update((record.key, record.value) for record in stream.records)
         due = [decode_timer(value).fire_at / 1000 - self.world.epoch for value in newest.values() if value is not None]
-        return min((at for at in due if at > now + QUIET_SECONDS), default=None)
+        # One that is due soon is waited for: a leap over it would make it overdue by as much.
+        first = min((at for at in due if at > now), default=None)
+        return None if first is None or first <= now + QUIET_SECONDS else first - SHORT_OF_SECONDS
+
+    def number(self) -> int:
+        """One that nobody has had."""
+        self._numbers += 1
+        return self._numbers
 
     def stream(self, topic: str, partition: int) -> Stream:
         return self.streams.setdefault((topic, partition), Stream())
@@ -224,12 +340,66 @@ class Cluster:
                 hear(topic, partition, offset)
         return first
 
-    def compact(self) -> None:
-        """Clean the compacted topics, up to some point each."""
+    def mark(self, situation: str) -> None:
+        """One more of a rare situation."""
+        self.world.marks[situation] += 1
+
+    # -- what befalls the brokers ------------------------------------------------------------------------------------
+
+    def compact(self, *, delete_retention: float = LATE_SECONDS_MAX) -> None:
+        """Clean the compacted topics, up to some point each; tombstones go that are older than so many seconds."""
         for (topic, _), stream in sorted(self.streams.items()):
             if topic in COMPACTED:
                 upto = self.world.chance.randint(0, stream.end)
-                stream.compact(upto=upto, tombstones_before=self.world.now - LATE_SECONDS_MAX)
+                for _ in range(stream.compact(upto=upto, tombstones_before=self.world.now - delete_retention)):
+                    self.mark("tombstone cleaned away")
+
+    def lose_offsets(self, chance: Random) -> str:
+        """What groups have committed is older than it was, or gone."""
+        said: list[str] = []
+        for name, offsets in (
+            ("published", self.published),
+            *((name, self.groups[name].committed) for name in sorted(self.groups)),
+        ):
+            for partition in sorted(offsets):
+                if chance.random() < 0.5:
+                    before, offsets[partition] = (
+                        offsets[partition],
+                        chance.choice((0, chance.randint(0, offsets[partition]))),
+                    )
+                    if offsets[partition] < before:
+                        said.append(f"{name}[{partition}] {before} -> {offsets[partition]}")
+                        self.mark("committed offset lost")
+        return f"committed offsets go back: {', '.join(said) or 'none'}"
+
+    # -- the network -------------------------------------------------------------------------------------------------
+
+    def cut(self, process: Process, *, requests_arrive: bool) -> None:
+        """Part one process from the brokers: no answer comes back, and perhaps no request arrives either."""
+        self._cuts[process.number] = (requests_arrive, self.world.now)
+        self.mark("process cut off one way" if requests_arrive else "process cut off")
+
+    def mend(self, process: Process) -> None:
+        self._cuts.pop(process.number, None)
+
+    def mend_all(self) -> None:
+        """The network and all leaders are there again."""
+        self._cuts.clear()
+        self.leaderless.clear()
+
+    def cut_since(self, process: Process) -> float | None:
+        """Since when the process is parted from the brokers; None if it is not."""
+        cut = self._cuts.get(process.number)
+        return None if cut is None else cut[1]
+
+    def reached_by(self, process: Process, topic: str = "", partition: int = 0) -> bool:
+        """Whether a request of the process, perhaps to a partition's leader, arrives now."""
+        requests_arrive, _ = self._cuts.get(process.number, (True, 0.0))
+        return requests_arrive and not self.weather.down and (topic, partition) not in self.leaderless
+
+    def heard_by(self, process: Process) -> bool:
+        """Whether an answer comes back to the process now."""
+        return process.number not in self._cuts and not self.weather.down
 
     def delay(self, weather: Weather | None = None) -> float:
         """How long something is under way now, in the cluster's weather unless another is given."""
@@ -243,3 +413,26 @@ class Cluster:
             for name in sorted(self.groups):
                 self.groups[name].tick()
         self.world.at(self.world.now + GROUP_TICK_SECONDS, self._tick)
+
+
+class Way:
+    """The way of one process to the brokers and back. With a `weather` of its own it is no worse than that, ever."""
+
+    def __init__(self, cluster: Cluster, process: Process, weather: Weather | None = None) -> None:
+        self._cluster, self._process, self._own = cluster, process, weather
+
+    @property
+    def weather(self) -> Weather:
+        return self._own or self._cluster.weather
+
+    def delay(self) -> float:
+        """How long something is under way now."""
+        return self._cluster.delay(self._own)
+
+    def reaches(self, topic: str = "", partition: int = 0) -> bool:
+        """Whether a request, perhaps to a partition's leader, arrives now."""
+        return self._own is not None or self._cluster.reached_by(self._process, topic, partition)
+
+    def is_heard(self) -> bool:
+        """Whether an answer comes back now."""
+        return self._own is not None or self._cluster.heard_by(self._process)

@@ -7,11 +7,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeAlias
 
+from streamflow.logs.base import TOPICS
 from streamflow.sim.cluster import Weather
 from streamflow.sim.host import Loss
+from streamflow.sim.lane import FATES_OF_ONE, FATES_OF_PARTS
+from streamflow.sim.log import APP_GROUP
 from streamflow.sim.machines import Machine, Machines
 
-KINDS: Final = frozenset(("compact", "crash", "jump", "leave", "outage", "pause", "storm"))
+KINDS: Final = frozenset((
+    "compact", "crash", "cut", "jump", "leaderless", "leave", "offsets", "outage", "pause", "seize", "storm",
+    "strand",
+))  # fmt: skip
 
 KILLED_WITHIN: Final = 400
 """A process that is killed or stopped runs up to so many callbacks more: it may happen at any of its awaits."""
@@ -26,6 +32,8 @@ class Faults:
         self.machines, self.seed = machines, seed
         self.cluster, self.world = machines.cluster, machines.world
         self.kinds = kinds
+        self.calm = self.cluster.weather
+        """How it is when nothing goes wrong."""
         self.said: list[str] = []
         """What went wrong, in order."""
 
@@ -33,8 +41,10 @@ class Faults:
         """Something goes wrong. What, is drawn for each number apart, so that faults can be left out."""
         chance = random.Random(f"fault {number} of {self.seed}")
         machine = chance.choice(self.machines.all)
-        kinds: list[Fault] = [self._storm, self._storm, self._outage, self._compact]
+        kinds: list[Fault] = [self._outage, self._compact, *(self._storm for _ in range(6))]
+        kinds += [self._leaderless, self._seize, self._offsets]
         if machine.is_up:
+            kinds += [self._cut, self._strand]
             kinds += [self._crash, self._crash, self._crash, self._pause, self._pause, self._leave, self._jump]
         kinds = [kind for kind in kinds if kind.__name__.strip("_") in self.kinds] or [self._compact]
         said = chance.choice(kinds)(machine, chance)
@@ -45,7 +55,8 @@ class Faults:
         """From here on nothing goes wrong any more."""
         self.world.note("world", "heals")
         self.world.leap_to = self.cluster.next_due
-        self.cluster.weather = Weather()
+        self.cluster.weather = self.calm
+        self.cluster.mend_all()
         for machine in self.machines.all:
             self.machines.restart(machine)
 
@@ -92,15 +103,53 @@ class Faults:
         return f"the wall clock of {machine.name} jumps to {machine.process.wall_offset:+g} s"
 
     def _compact(self, machine: Machine, chance: random.Random) -> str:
-        self.cluster.compact()
-        return "the compacted topics are cleaned"
+        seconds = chance.choice((0.0, 60.0, 60.0))
+        self.cluster.compact(delete_retention=seconds)
+        return f"the compacted topics are cleaned, of tombstones older than {seconds:g} s, too"
+
+    def _strand(self, machine: Machine, chance: random.Random) -> str:
+        """What is sent hangs in the network, then the sender is gone: it lands among the records of its successor."""
+        seconds, process = chance.uniform(0.5, 4.0), machine.process
+        said = self._weather(Weather(late=0.7), seconds)
+
+        def go() -> None:
+            if machine.is_up and machine.process is process:
+                self.machines.kill(machine, Loss.NOTHING)
+                self._later(20.0, lambda: self.machines.restart(machine))
+
+        self._later(seconds, go)
+        return f"{said}; then {machine.name} is killed for 20 s"
+
+    def _cut(self, machine: Machine, chance: random.Random) -> str:
+        """One process hears nothing of the brokers, while others go on."""
+        process = machine.process
+        assert process is not None
+        requests_arrive, seconds = chance.random() < 0.5, chance.choice((0.5, 5.0, 12.0, 20.0))
+        self.cluster.cut(process, requests_arrive=requests_arrive)
+        self._later(seconds, lambda: self.cluster.mend(process))
+        return f"{process.name} hears no broker for {seconds:g} s{', but they hear it' if requests_arrive else ''}"
+
+    def _leaderless(self, machine: Machine, chance: random.Random) -> str:
+        place, seconds = (chance.choice(TOPICS), chance.randrange(self.cluster.partitions)), chance.choice((0.5, 10.0))
+        self.cluster.leaderless.add(place)
+        self._later(seconds, lambda: self.cluster.leaderless.discard(place))
+        return f"{place[0]}[{place[1]}] has no leader for {seconds:g} s"
+
+    def _seize(self, machine: Machine, chance: random.Random) -> str:
+        return self.cluster.group(APP_GROUP).seize(chance)
+
+    def _offsets(self, machine: Machine, chance: random.Random) -> str:
+        return self.cluster.lose_offsets(chance)
 
     def _storm(self, machine: Machine, chance: random.Random) -> str:
         """A while in which requests are slow, lost, late, torn, repeated or unanswered."""
-        weather = Weather(delay=chance.choice((0.001, 0.01, 0.1)), spike=chance.choice((0.0, 0.05, 0.3)))
-        for name in ("lost", "late", "torn", "unacknowledged", "repeated", "refused"):
+        weather = Weather(delay=chance.choice((0.001, 0.1, 0.5)), spike=chance.choice((0.0, 0.05, 0.3)))
+        for name in (*FATES_OF_ONE, "refused", "slow", "partial", "full"):
             if chance.random() < 0.4:
                 setattr(weather, name, chance.choice((0.01, 0.05, 0.2)))
+        for name in FATES_OF_PARTS:  # few writes have several records
+            if chance.random() < 0.6:
+                setattr(weather, name, chance.choice((0.1, 0.5)))
         return self._weather(weather, chance.uniform(1.0, 15.0))
 
     def _outage(self, machine: Machine, chance: random.Random) -> str:
@@ -111,7 +160,7 @@ class Faults:
 
         def clear() -> None:
             if self.cluster.weather is weather:
-                self.cluster.weather = Weather()
+                self.cluster.weather = self.calm
                 self.world.note("weather", "clear")
 
         self._later(seconds, clear)

@@ -15,7 +15,7 @@ from streamflow.codec.envelope import DecodeError
 from streamflow.config import Limits
 from streamflow.logs.base import COMMANDS
 from streamflow.sim import programs
-from streamflow.sim.cluster import Cluster
+from streamflow.sim.cluster import Cluster, Weather
 from streamflow.sim.driver import Driver
 from streamflow.sim.faults import Faults
 from streamflow.sim.machines import Machine, Machines
@@ -65,6 +65,8 @@ class Simulation:
         self.world = World(seed)
         self.story = random.Random(f"story {seed}")
         self.cluster = Cluster(self.world, partitions=self.story.randint(1, 4))
+        # Where brokers are far away, writes go in groups.
+        self.cluster.weather = Weather(delay=self.story.choice((0.001, 0.001, 0.03, 0.3)))
         self.rules = Rules(self.cluster)
         self.limits = limits(self.story)
         self.machines = Machines(

@@ -23,7 +23,9 @@ class Faults:
     """Random faults, drawn from the seed: `count` of them, near to where something happens.
 
     `kinds` are of "crash" (killed, with what its disk then loses), "pause" (stopped for up to 20 s), "leave" (SIGTERM),
-    "jump" (of a wall clock), "storm" (writes lost, late, torn, repeated), "outage" (no broker answers) and "compact".
+    "jump" (of a wall clock), "storm" (writes lost, late, torn, repeated), "outage" (no broker answers), "cut" (one
+    process hears no broker), "leaderless" (one partition is away), "strand" (killed while what it sent hangs in the
+    network), "seize" (a partition goes to another worker, unasked), "offsets" (committed ones go back) and "compact".
     `without` leaves out single faults by the numbers that a failure shows, to find those that matter.
     """
 

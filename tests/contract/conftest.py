@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from tests.logs.support import KafkaPlace, Place, sqlite_url
+from streamflow.sim.cluster import Weather
+from tests.logs.support import KafkaPlace, Place, SimPlace, sqlite_url
 
 _numbers = itertools.count()
 
@@ -20,12 +22,27 @@ def make_sqlite(path: Path) -> Place:
     return Place(sqlite_url(path / "log.db"))
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+def make_sim(path: Path) -> Place:
+    return SimPlace(1, Weather(partial=0.0))
+
+
+MILD: Final = Weather(delay=0.01, spike=0.1, spike_seconds=0.5, partial=0.5, slow=0.1)
+"""A cluster far away, on a busy network: late answers, and reads that give a part, but no failure."""
+
+
+@pytest.fixture(
+    params=["memory", "sqlite", "sim", "sim-1", "sim-2", "sim-3", pytest.param("kafka", marks=pytest.mark.kafka)]
+)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    match request.param:
-        case "memory":
+    """A log of each kind; `sim-<seed>` is in mild weather."""
+    match request.param.split("-"):
+        case ["memory"]:
             return make_memory(tmp_path)
-        case "sqlite":
+        case ["sqlite"]:
             return make_sqlite(tmp_path)
+        case ["sim"]:
+            return make_sim(tmp_path)
+        case ["sim", seed]:
+            return SimPlace(int(seed), MILD)
         case _:
             return KafkaPlace(request.getfixturevalue("kafka"))

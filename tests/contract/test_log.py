@@ -16,7 +16,11 @@ def numbered(count: int, start: int = 0) -> list[tuple[bytes, bytes]]:
 
 
 async def values(log: Log, topic: str, partition: int, offset: int = 0) -> list[bytes | None]:
-    return [record.value for record in await log.read(topic, partition, offset)]
+    found: list[bytes | None] = []
+    while batch := await log.read(topic, partition, offset):
+        found += [record.value for record in batch]
+        offset = batch[-1].offset + 1
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ order and offsets
@@ -36,7 +40,7 @@ async def test_records_come_back_in_order_with_consecutive_offsets(place: Place)
     log = await place.open()
     assert await log.append(0, 0, numbered(3)) == 0
     assert await log.append(0, 3, numbered(2, 3)) == 3
-    assert await log.read(HISTORY, 0, 0) == [Record(n, *pair) for n, pair in enumerate(numbered(5))]
+    assert await place.read(log, HISTORY, 0, 0) == [Record(n, *pair) for n, pair in enumerate(numbered(5))]
     assert await log.end_offset(HISTORY, 0) == 5
     assert await log.read(HISTORY, 1, 0) == []
 
@@ -45,7 +49,7 @@ async def test_records_come_back_in_order_with_consecutive_offsets(place: Place)
 async def test_read_starts_at_the_offset_and_stops_at_the_limit(place: Place) -> None:
     log = await place.open()
     await log.append(2, 0, numbered(10))
-    assert [record.offset for record in await log.read(HISTORY, 2, 4, limit=3)] == [4, 5, 6]
+    assert [record.offset for record in await place.read(log, HISTORY, 2, 4, limit=3)] == [4, 5, 6]
     assert [record.offset for record in await log.read(HISTORY, 2, 9)] == [9]
     assert await log.read(HISTORY, 2, 10) == []
 
@@ -66,7 +70,7 @@ async def test_thousands_of_records_in_one_append_are_all_or_nothing(place: Plac
     log = await place.open()
     await log.append(0, 0, numbered(3_000))
     assert await log.end_offset(HISTORY, 0) == 3_000
-    assert len(await log.read(HISTORY, 0, 0, limit=5_000)) == 3_000
+    assert len(await place.read(log, HISTORY, 0, 0, limit=5_000)) == 3_000
     with pytest.raises(Fenced):
         await log.append(0, 1, numbered(3_000))
     if place.refuses_without_trace:
@@ -227,12 +231,12 @@ async def test_compacted_topics_keep_the_newest_record_of_each_key_and_its_offse
     log = await place.open()
     for n in range(5):
         await log.publish([Outgoing(TIMERS, 0, b"a", b"a%d" % n), Outgoing(TIMERS, 0, b"b%d" % n, b"b")])
-    kept = {record.key: record for record in await log.read(TIMERS, 0, 0)}
+    kept = {record.key: record for record in await place.read(log, TIMERS, 0, 0)}
     assert kept[b"a"] == Record(8, b"a", b"a4")
     assert await log.end_offset(TIMERS, 0) == 10
-    offsets = [record.offset for record in await log.read(TIMERS, 0, 0)]
+    offsets = [record.offset for record in await place.read(log, TIMERS, 0, 0)]
     assert offsets == sorted(offsets) and len(offsets) >= 6
-    assert await log.read(TIMERS, 0, 8) == [Record(8, b"a", b"a4"), Record(9, b"b4", b"b")]
+    assert await place.read(log, TIMERS, 0, 8) == [Record(8, b"a", b"a4"), Record(9, b"b4", b"b")]
 
 
 @on_loop
@@ -252,7 +256,7 @@ async def test_tombstones_are_seen_by_who_follows(place: Place) -> None:
     await log.publish([Outgoing(STATUS, 0, b"a", None)])
     assert (await log.read(STATUS, 0, 1)) == [Record(1, b"a", None)]
     await log.publish([Outgoing(STATUS, 0, b"a", b"again")])
-    assert (await log.read(STATUS, 0, 1))[-1] == Record(2, b"a", b"again")
+    assert (await place.read(log, STATUS, 0, 1))[-1] == Record(2, b"a", b"again")
 
 
 @on_loop
@@ -275,7 +279,10 @@ async def test_follow_reads_from_the_offset_then_waits(place: Place) -> None:
     log = await place.open()
     await log.append(0, 0, numbered(3))
     batches = log.follow(HISTORY, 0, 1)
-    assert await anext(batches) == [Record(n, *numbered(3)[n]) for n in (1, 2)]
+    found = await anext(batches)
+    while not place.reads_whole and len(found) < 2:
+        found += await anext(batches)
+    assert found == [Record(n, *numbered(3)[n]) for n in (1, 2)]
     waiting = asyncio.ensure_future(anext(batches))
     await asyncio.wait([waiting], timeout=0.05)
     assert not waiting.done()
@@ -289,7 +296,10 @@ async def test_follow_gives_batches_of_the_limit(place: Place) -> None:
     log = await place.open()
     await log.append(0, 0, numbered(5))
     batches = log.follow(HISTORY, 0, 0, limit=2)
-    assert [len(await anext(batches)) for _ in range(3)] == [2, 2, 1]
+    sizes = [len(await anext(batches))]
+    while sum(sizes) < 5:
+        sizes.append(len(await anext(batches)))
+    assert sizes == [2, 2, 1] if place.reads_whole else max(sizes) <= 2
     await batches.aclose()  # type: ignore[attr-defined]
 
 
@@ -413,7 +423,7 @@ async def test_shares_differ_by_one_at_most_with_any_number_of_members(place: Pl
         for partition in range(7):
             await membership.release(partition)
     while sorted(len(member.now or ()) for member in members) != [2, 2, 3]:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.002)  # tidy: the poll of a fact that the group makes true
         for membership, member in zip(joined, members, strict=True):
             for partition in frozenset(range(7)) - (member.now or frozenset()):
                 await membership.release(partition)

@@ -25,7 +25,7 @@ async def test_the_published_offset_does_not_pass_what_failed_until_its_owner_be
     outcomes = await asyncio.gather(*first, return_exceptions=True)
     assert isinstance(outcomes[0], Unavailable)
     await log.publish(SMALL, published=(0, 11))
-    assert len(await log.read(COMMANDS, 0, 0)) >= 2, "what comes after a failed one is written"
+    assert len(await place.read(log, COMMANDS, 0, 0)) >= 2, "what comes after a failed one is written"
     assert await log.published_offset(0) == 5
     await log.publish(SMALL, published=(0, 11))
     assert await log.published_offset(0) == 11

@@ -29,8 +29,8 @@ async def test_what_is_trimmed_is_gone_for_every_reader_and_its_offsets_never_co
     await log.publish([Outgoing(COMMANDS, 2, b"k", b"of another partition")])
     assert await log.trim(topic, 1, 7) == 7
     for reader in (log, other):
-        assert [record.offset for record in await reader.read(topic, 1, 0)] == [7, 8, 9]
-        assert [record.offset for record in await reader.read(topic, 1, 8)] == [8, 9]
+        assert [record.offset for record in await place.read(reader, topic, 1, 0)] == [7, 8, 9]
+        assert [record.offset for record in await place.read(reader, topic, 1, 8)] == [8, 9]
         assert await reader.start_offset(topic, 1) == 7 and await reader.end_offset(topic, 1) == 10
         assert (await take(reader.follow(topic, 1, 3), 3))[0].offset == 7
     await write(1, 10)
@@ -57,7 +57,7 @@ async def test_a_trim_of_thousands_goes_on_beside_appends(place: Place) -> None:
     for offset in range(5_000, 5_010):
         assert await log.append(0, offset, numbered(1, offset)) == offset
     assert await trimmed == 4_990
-    assert [record.offset for record in await log.read(HISTORY, 0, 0)] == list(range(4_990, 5_010))
+    assert [record.offset for record in await place.read(log, HISTORY, 0, 0)] == list(range(4_990, 5_010))
 
 
 @on_loop
@@ -65,11 +65,13 @@ async def test_who_follows_goes_on_at_the_start_when_the_part_ahead_is_trimmed(p
     log, other = await place.open(), await place.open()
     await log.append(0, 0, numbered(10))
     batches = other.follow(HISTORY, 0, 0, limit=2)
-    assert [record.offset for record in await anext(batches)] == [0, 1]
+    seen = [record.offset for record in await anext(batches)]
+    assert seen == [0, 1] or not place.reads_whole
     await log.trim(HISTORY, 0, 8)
-    while (batch := await anext(batches))[-1].offset < 9:  # what it has fetched before is its own
-        assert batch[0].offset < 8
-    assert [record.offset for record in batch] == [8, 9]
+    while seen[-1] < 9:
+        seen += [record.offset for record in await anext(batches)]
+    before = seen[: seen.index(8)]  # what it has fetched before is its own
+    assert seen == [*range(len(before)), 8, 9]
     await batches.aclose()  # type: ignore[attr-defined]
     await log.trim(HISTORY, 0, 10)
     waiting = asyncio.ensure_future(take(other.follow(HISTORY, 0, 0), 1))

@@ -95,6 +95,6 @@ async def test_nothing_overtakes_a_publish_to_a_queue_that_is_new(place: Place) 
         publish.add_done_callback(lambda _, number=number: ended.append(number))  # type: ignore[misc]
     await asyncio.gather(*publishes)
     assert ended == [0, 1, 2, 3]
-    assert [record.value for record in await log.read("status", 0, 0)][-1] == b"3"
+    assert [record.value for record in await place.read(log, "status", 0, 0)][-1] == b"3"
     assert len(await log.read("steps.new", 0, 0)) == len(await log.read("steps.newer", 0, 0)) == 1
     assert await log.published_offset(0) == 4

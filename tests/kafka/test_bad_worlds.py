@@ -21,6 +21,7 @@ from streamflow.broker import Cluster
 from streamflow.codec.avro import decode_dead_letter
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, STATUS
 from streamflow.logs.kafka import KafkaLog
+from streamflow.logs.kafka_lane import KafkaLane
 from streamflow.logs.kafka_topics import Topics
 from streamflow.logs.kafka_url import parse_kafka
 from streamflow.logs.open import open_log
@@ -133,6 +134,7 @@ def test_a_producer_that_fails_for_good_is_replaced_and_nothing_is_lost(kafka: s
                 before = [lane for lane in (*writing._lanes, writing._publisher) if lane is not None]
                 assert len(before) == 2
                 for lane in before:
+                    assert isinstance(lane, KafkaLane)
                     fail_for_good(lane._producer)
                 await all_complete(list(handles))
                 assert not set(before) & {*writing._lanes, writing._publisher}, "none of them is used any more"

@@ -6,19 +6,23 @@ import asyncio
 import functools
 import os
 import sys
-import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka.admin import AdminClient
 
 from streamflow.logs import open_log
 from streamflow.logs.base import Log, Membership, Outgoing, Record
+from streamflow.sim.cluster import Cluster, Weather
+from streamflow.sim.log import open_sim
+from streamflow.sim.world import World
 
 TEST_SECONDS: Final = 60
 """A test that hangs fails after this, wherever it runs."""
+STEPS_MAX: Final = 1_000_000
+"""What a simulated test may take."""
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -30,6 +34,8 @@ class Place:
     """Whether an append that is fenced leaves nothing in the log."""
     knows_names = True
     """Whether the log refuses a second member of one name."""
+    reads_whole = True
+    """Whether a read gives all that is there, up to its limit; one from afar may give a part."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -51,9 +57,59 @@ class Place:
         self.url += "&max_mib=1" if "?" in self.url else "?max_mib=1"
         return await self.open(app, partitions=1), [Outgoing("status", 0, b"k%d" % n, b"x" * 900_000) for n in range(3)]
 
+    async def read(self, log: Log, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[Record]:
+        """All records from the offset on, up to the limit: in one read, if this log can do that."""
+        found = await log.read(topic, partition, offset, limit=limit)
+        while not self.reads_whole and found and len(found) < limit:
+            if not (more := await log.read(topic, partition, found[-1].offset + 1, limit=limit - len(found))):
+                break
+            found += more
+        assert len(found) <= limit
+        return found
+
     async def close(self) -> None:
         for log in reversed(self.opened):
             await log.close()
+
+    def run(self, test: Coroutine[Any, Any, None]) -> None:
+        """Run the test on an event loop where this log lives."""
+        asyncio.run(test)
+
+
+class SimPlace(Place):
+    """Apps of one simulated cluster, on virtual time; the test and all handles are in one process."""
+
+    refuses_without_trace = False
+    knows_names = False
+
+    def __init__(self, seed: int, weather: Weather) -> None:
+        super().__init__("sim://")
+        self.world = World(seed)
+        self._process = self.world.process("test")
+        self._apps: dict[str, Cluster] = {}
+        self._weather = weather
+        self.reads_whole = not weather.partial
+
+    async def open(self, app: str = "shop", *, create: bool = True, partitions: int | None = None) -> Log:
+        log = await open_sim(self._apps, self._process, app=app, create=create, partitions=partitions)
+        self._apps[app].weather = self._weather
+        self.world.leap_to = lambda: None  # there are records on the timers that are none
+        self.opened.append(log)
+        return log
+
+    async def failing(self, app: str = "shop") -> tuple[Log, list[Outgoing]] | None:
+        log = await self.open(app, partitions=1)
+        self._apps[app].leaderless.add(("status", 0))
+        return log, [Outgoing("status", 0, b"k", b"v")]
+
+    def run(self, test: Coroutine[Any, Any, None]) -> None:
+        task = self._process.run(test)
+        try:
+            self.world.run(task.done, seconds=2 * TEST_SECONDS, steps=STEPS_MAX)
+            task.result()
+            assert self._process.loop.failures == []
+        finally:
+            self.world.close()
 
 
 class KafkaPlace(Place):
@@ -105,16 +161,18 @@ def on_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
                     if isinstance(fixture, Place):
                         await fixture.close()
 
-        asyncio.run(main())
+        place = next((fixture for fixture in fixtures.values() if isinstance(fixture, Place)), None)
+        asyncio.run(main()) if place is None else place.run(main())
 
     return run
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until `condition` holds; fail after `seconds`."""
-    deadline = time.monotonic() + seconds
+    """Wait until `condition` holds; fail after `seconds` of the event loop's time."""
+    now = asyncio.get_running_loop().time
+    deadline = now() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
+        assert now() < deadline, f"not within {seconds} s: {condition}"
         await asyncio.sleep(0.002)  # tidy: the poll of a fact that another process makes true
 
 

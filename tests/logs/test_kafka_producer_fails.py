@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from confluent_kafka import KafkaError, KafkaException
 from streamflow.errors import Fenced, Unavailable
 from streamflow.logs import kafka_lane
 from streamflow.logs.base import REPLIES, Outgoing
+from streamflow.logs.kafka_lane import KafkaLane
 from streamflow.logs.kafka_url import parse_kafka
-from streamflow.logs.kafka_writing import Writing
+from streamflow.logs.writing import Writing
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +76,8 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> type[FailingProducer]:
 
 
 def writing() -> Writing:
-    return Writing(parse_kafka("kafka://127.0.0.1:9"), "shop", 1, lambda partition, offset: None)
+    url = parse_kafka("kafka://127.0.0.1:9")
+    return Writing(url.url, "shop", 1, lambda partition, offset: None, partial(KafkaLane, url))
 
 
 def reply() -> list[Outgoing]:

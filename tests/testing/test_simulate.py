@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import streamflow as sf
+from streamflow.sim.faults import KINDS
 from tests.testing.shop import app, charge, drive, forget, hurry, order, pack, sleep, slow, wait
 
 MONTH_EVENTS_MAX = 1_500
@@ -96,13 +97,14 @@ def test_with_crashes_a_step_runs_again():
     assert max(each.result for each in played) > 1
 
 
-@pytest.mark.parametrize("kind", ["compact", "crash", "jump", "leave", "outage", "pause", "storm"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
 def test_each_kind_of_fault_happens_and_is_survived(kind: str):
     played = sf.testing.simulate(app, place_many, faults=sf.testing.Faults(5, kinds=[kind]), workers=2)
     assert played.result == 6
     said = {
         "compact": "cleaned", "crash": "is killed", "jump": "wall clock", "leave": "asked to leave",
-        "outage": "down 1", "pause": "is stopped", "storm": "for ",
+        "outage": "down 1", "pause": "is stopped", "storm": "for ", "cut": "hears no broker", "strand": "late 0.7",
+        "leaderless": "has no leader", "offsets": "go back", "seize": "taken",
     }[kind]  # fmt: skip
     assert any(said in fault for fault in played.faults), played.faults
 

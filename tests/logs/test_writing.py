@@ -1,20 +1,20 @@
-"""Writing to Kafka with a lane that is played by the test: what is acknowledged, in which order, and what is not."""
+"""Writing with a lane that is played by the test: what is acknowledged, in which order, and what is not."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
 
-from streamflow.errors import Fenced, StreamflowError, Unavailable
-from streamflow.logs import kafka_writing
+from streamflow.errors import Fenced, InvalidArguments, StreamflowError, Unavailable
+from streamflow.logs import writing as writing_module
 from streamflow.logs.base import COMMANDS, STATUS, Outgoing
-from streamflow.logs.kafka_lane import Sent
-from streamflow.logs.kafka_url import parse_kafka
-from streamflow.logs.kafka_writing import Writing
+from streamflow.logs.lanes import NotTaken, Refusal, Sent
+from streamflow.logs.writing import Writing
+
+TIMED_OUT: Final = Refusal("timed out")
 
 
 class PlayedLane:
@@ -22,10 +22,10 @@ class PlayedLane:
 
     made: ClassVar[list[PlayedLane]] = []
 
-    def __init__(self, url: object, name: str, delivered: Callable[[Any, list[Sent]], None]) -> None:
+    def __init__(self, name: str, delivered: Callable[[Any, list[Sent]], None]) -> None:
         self.name, self._delivered = name, delivered
         self.dropped = self.failed = False
-        self.refuses: Exception | None = None
+        self.refuses: str | None = None
         self.sent: list[tuple[str, int, bytes | None, Sent, int]] = []
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         PlayedLane.made.append(self)
@@ -35,7 +35,8 @@ class PlayedLane:
 
     def send(self, topic: str, partition: int, messages: list[dict[str, Any]]) -> None:
         if self.refuses is not None:
-            raise self.refuses
+            self.failed = self.refuses == "failed"
+            raise NotTaken(TIMED_OUT)
         self.sent += [(topic, partition, each["value"], each["sent"], each["expected"]) for each in messages]
 
     def drop(self) -> None:
@@ -52,17 +53,14 @@ class PlayedLane:
     def values(self) -> list[bytes | None]:
         return [value for _, _, value, _, _ in self.sent]
 
-    def acknowledge(self, count: int | None = None, *, at: int | None = None, error: KafkaError | None = None) -> None:
+    def acknowledge(self, count: int | None = None, *, at: int | None = None, error: Refusal | None = None) -> None:
         """The broker took so many of the records that wait (all), elsewhere than expected, or not at all."""
         taken = self.sent[:count]
         del self.sent[: len(taken)]
         done: list[Sent] = []
-        for _, _, _, sent, _ in taken:
-            sent.error = sent.error or error
-            if at is not None and sent.found is None:
-                sent.found = at
-            sent.left -= 1
-            if not sent.left:
+        for _, _, _, sent, expected in taken:
+            offset = expected if at is None else None if at < 0 else at
+            if sent.acknowledged(offset, expected) if error is None else sent.refused(error):
                 done.append(sent)
         self._delivered(self, done)
 
@@ -72,15 +70,14 @@ class PlayedLane:
 
 
 @pytest.fixture(autouse=True)
-def _played(monkeypatch: pytest.MonkeyPatch) -> None:
+def _played() -> None:
     PlayedLane.made = []
-    monkeypatch.setattr(kafka_writing, "Lane", PlayedLane)
 
 
 def run(test: Callable[[Writing, dict[int, int]], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
         moved: dict[int, int] = {}
-        writing = Writing(parse_kafka("kafka://nowhere"), "shop", 8, moved.__setitem__)
+        writing = Writing("kafka://nowhere", "shop", 8, moved.__setitem__, PlayedLane)
         await test(writing, moved)
 
     asyncio.run(main())
@@ -150,7 +147,7 @@ def test_an_error_makes_the_outcome_of_the_whole_lane_unknown_and_replaces_it():
             append(writing, 0, b"b", partition=2),
             append(writing, 0, b"c", partition=1),
         ]
-        lane(0).acknowledge(1, error=KafkaError(KafkaError._MSG_TIMED_OUT))
+        lane(0).acknowledge(1, error=TIMED_OUT)
         assert [type(await failure(future)) for future in futures[:2]] == [Unavailable, Unavailable]
         assert lane(0).dropped and not lane(1).dropped and not futures[2].done()
         lane(0).acknowledge()  # what was under way comes back purged: nobody waits for it any more
@@ -161,11 +158,11 @@ def test_an_error_makes_the_outcome_of_the_whole_lane_unknown_and_replaces_it():
     run(test)
 
 
-@pytest.mark.parametrize("error", [BufferError("full"), KafkaException(KafkaError(KafkaError._FATAL))])
-def test_a_lane_that_takes_nothing_is_replaced(error: Exception):
+@pytest.mark.parametrize("why", ["full", "failed"])
+def test_a_lane_that_takes_nothing_is_replaced(why: str):
     async def test(writing: Writing, moved: dict[int, int]) -> None:
         append(writing, 0, b"a")
-        lane().refuses = error
+        lane().refuses = why
         second = append(writing, 1, b"b")
         lane().acknowledge()
         assert isinstance(await failure(second), Unavailable)
@@ -213,7 +210,7 @@ def test_the_published_offset_never_passes_what_was_not_published():
         first = writing.publish([Outgoing(STATUS, 0, b"k", b"1")], writing.mark((3, 10)), 1)
         second = writing.publish([Outgoing(STATUS, 0, b"k", b"2")], writing.mark((3, 20)), 1)
         other = writing.publish([Outgoing(STATUS, 0, b"k", b"3")], writing.mark((4, 7)), 1)
-        lane().acknowledge(error=KafkaError(KafkaError._MSG_TIMED_OUT))
+        lane().acknowledge(error=TIMED_OUT)
         lane().acknowledge()
         assert isinstance(await failure(first), Unavailable)
         await second
@@ -250,7 +247,7 @@ def test_a_caller_that_does_not_wait_any_more_stops_nobody():
 
 
 def test_more_than_the_limit_is_refused_until_something_is_durable(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kafka_writing, "PENDING_BYTES_MAX", 15)
+    monkeypatch.setattr(writing_module, "PENDING_BYTES_MAX", 15)
 
     async def test(writing: Writing, moved: dict[int, int]) -> None:
         first, second = append(writing, 0, b"a"), append(writing, 1, b"b")
@@ -270,7 +267,7 @@ def test_lanes_that_have_ended_are_let_go_and_closing_waits_for_the_others():
         async def lose_lane() -> list[Any]:
             writing.looked(0)
             waiting = append(writing, 0, b"a")
-            lane(-1).acknowledge(error=KafkaError(KafkaError._TRANSPORT))
+            lane(-1).acknowledge(error=TIMED_OUT)
             assert isinstance(await failure(waiting), Unavailable)
             return list(writing._ended)
 
@@ -299,3 +296,23 @@ def test_closing_waits_for_what_is_under_way_and_ends_the_lanes():
         assert await waiting == 0 and lane().closed.done()
 
     run(test)
+
+
+def test_a_refusal_that_will_not_change_is_told_as_it_is():
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        error = InvalidArguments("this principal may not")
+        refused = writing.publish([Outgoing(STATUS, 0, b"k", b"v")], None, 1)
+        lane().acknowledge(error=Refusal("not authorized", error))
+        assert await failure(refused) is error
+
+    run(test)
+
+
+def test_records_are_known_when_each_is_and_the_first_that_is_amiss_counts():
+    sent = Sent(4)
+    assert [sent.acknowledged(7, 7), sent.acknowledged(None, 8), sent.acknowledged(3, 9)] == [False] * 3
+    assert sent.refused(TIMED_OUT)
+    assert (sent.found, sent.error, sent.left) == (-1, TIMED_OUT, 0)
+    anywhere = Sent(2)
+    assert not anywhere.refused(TIMED_OUT) and anywhere.refused(Refusal("another"))
+    assert (anywhere.found, anywhere.error) == (None, TIMED_OUT)

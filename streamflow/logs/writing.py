@@ -1,4 +1,4 @@
-"""Writing to Kafka: the fence of the history, and publishing to all other topics.
+"""Writing to a log without conditional appends: the fence of the history, and publishing to all other topics.
 
 The fence. Kafka has no conditional append. Each record carries (term, seq), the writer knows which offset its next
 record must get, and an acknowledgement at exactly that offset proves that nobody wrote before it: the record is durable
@@ -13,6 +13,8 @@ Rules of this file:
   saves client, broker and the interpreter's lock some 0.1 ms. So the first record of a new producer, or of one that was
   idle for a day, always goes alone, as it must: brokers give no order between its first batches.
 - A published offset never moves past records whose publish failed.
+
+Nothing here knows librdkafka or a thread: that is the lane's (`lanes.py`), and so the simulator runs this code, too.
 """
 
 from __future__ import annotations
@@ -23,14 +25,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException
-
 from streamflow.errors import StreamflowError, Unavailable
 from streamflow.logs.base import HISTORY, Outgoing
 from streamflow.logs.checks import fenced, fenced_behind
-from streamflow.logs.kafka_access import DENIED, denied
-from streamflow.logs.kafka_lane import CLOSE_SECONDS, Lane, Sent
-from streamflow.logs.kafka_url import KafkaUrl
+from streamflow.logs.lanes import CLOSE_SECONDS, Lane, MakeLane, NotTaken, Refusal, Sent
 
 log_ = logging.getLogger("streamflow.logs")
 
@@ -43,6 +41,8 @@ HISTORY_LANES_MAX: Final = 4
 
 PENDING_BYTES_MAX: Final = 256 * 1024 * 1024
 """Bytes handed over and not yet durable; a caller that does not await its futures is refused beyond."""
+
+FAILED: Final = Refusal("its producer failed for good")
 
 
 class _Append(Sent):
@@ -95,12 +95,24 @@ class _Tail:
 
 
 class Writing:
-    """The writing half of a `KafkaLog`. All methods are called on the event loop."""
+    """The writing half of a log. All methods are called on the event loop, that of the caller unless `loop` is given.
 
-    def __init__(self, url: KafkaUrl, app: str, partitions: int, moved: Callable[[int, int], None]) -> None:
-        self._url, self._app = url, app
+    `url` is for error texts.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        app: str,
+        partitions: int,
+        moved: Callable[[int, int], None],
+        make_lane: MakeLane,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._url, self._app, self._make_lane = url, app, make_lane
         self._history = f"{app}.{HISTORY}"
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
         self._moved = moved
         """Called with (partition, offset) when all derived from history below the offset is published."""
         self._lanes: list[Lane | None] = [None] * min(-(-partitions // PARTITIONS_PER_LANE), HISTORY_LANES_MAX)
@@ -117,7 +129,7 @@ class Writing:
     def warm_up(self, *, history: bool) -> None:
         """Make the producers before they are needed: each takes half a second until a broker gave it its id."""
         if self._publisher is None:
-            self._publisher = Lane(self._url, "publisher", self._published)
+            self._publisher = self._make_lane("publisher", self._published)
         for partition in range(len(self._lanes) if history else 0):
             self._history_lane(partition)
 
@@ -134,7 +146,7 @@ class Writing:
         if tail.failed_end is not None:
             if expected == tail.failed_end:
                 tail.failed_end += len(records)
-                done.set_exception(fenced_behind(self._url.url, partition, expected))
+                done.set_exception(fenced_behind(self._url, partition, expected))
                 return done
             tail.failed_end = None
         if (full := self._full()) is not None:
@@ -159,7 +171,7 @@ class Writing:
             self._drop(lane, "it failed for good")
             lane = None
         if lane is None:
-            lane = self._lanes[number] = Lane(self._url, f"history-{number}", self._appended)
+            lane = self._lanes[number] = self._make_lane(f"history-{number}", self._appended)
         return lane
 
     def _send(self, tail: _Tail, lane: Lane) -> None:
@@ -173,9 +185,9 @@ class Writing:
                 messages.append(lane.message(key, value, append, append.expected + number))
         try:
             lane.send(self._history, tail.under_way[0].partition, messages)
-        except (BufferError, KafkaException) as error:
+        except NotTaken as error:
             # A part of it may be under way: what becomes of the rest of this lane is unknown, too.
-            self._drop(lane, str(_reason(error)))
+            self._drop(lane, error.refusal.text)
 
     def _appended(self, lane: Lane, acknowledged: list[Sent]) -> None:
         for append in acknowledged:
@@ -184,11 +196,11 @@ class Writing:
                 continue
             if append.error is not None:
                 if not lane.dropped:
-                    self._drop(lane, append.error.str())
+                    self._drop(lane, append.error.text)
                 continue
             tail = self._tails[append.partition]
             if append.found is not None:
-                self._break(tail, fenced(self._url.url, append.partition, append.expected, append.found))
+                self._break(tail, fenced(self._url, append.partition, append.expected, append.found))
                 continue
             assert tail.under_way[0] is append, (append.partition, append.expected)
             tail.under_way.popleft()
@@ -209,13 +221,13 @@ class Writing:
         for append in tail.under_way:
             self._settle(append, error)
             tail.failed_end = append.expected + append.count
-            error = fenced_behind(self._url.url, append.partition, append.expected)
+            error = fenced_behind(self._url, append.partition, append.expected)
         tail.under_way.clear()
         tail.sent = 0
 
     def _drop(self, lane: Lane, why: str) -> None:
         """The outcome of what this lane has under way is unknown: all of it fails, and a new lane takes over."""
-        log_.warning("%s: producer %s is replaced: %s", self._url.url, lane.name, why)
+        log_.warning("%s: producer %s is replaced: %s", self._url, lane.name, why)
         lane.drop()
         self._end(lane)
         number = self._lanes.index(lane)
@@ -223,7 +235,7 @@ class Writing:
         for partition in range(number, len(self._tails), len(self._lanes)):
             self._break(
                 self._tails[partition],
-                Unavailable(f"{self._url.url}: history[{partition}]: the outcome of an append is unknown ({why})"),
+                Unavailable(f"{self._url}: history[{partition}]: the outcome of an append is unknown ({why})"),
             )
 
     def _settle(self, append: _Append, error: StreamflowError | None) -> None:
@@ -268,7 +280,7 @@ class Writing:
         if self._publisher is not None and self._publisher.failed:
             self._drop_publisher(self._publisher)
         if self._publisher is None:
-            self._publisher = Lane(self._url, "publisher", self._published)
+            self._publisher = self._make_lane("publisher", self._published)
         places: dict[tuple[str, int], list[tuple[_Publish, dict[str, Any]]]] = {}
         for publish in self._publishes:
             for topic, partition, key, value in publish.records:
@@ -278,11 +290,10 @@ class Writing:
         for (topic, partition), sent in places.items():
             try:
                 self._publisher.send(f"{self._app}.{topic}", partition, [message for _, message in sent])
-            except (BufferError, KafkaException) as error:  # some of them may have been taken, and are published again
+            except NotTaken as error:  # some of them may have been taken, and are published again
                 for publish, _ in sent:
-                    publish.error = _reason(error)
+                    publish.error = error.refusal
                     publish.left = 0
-                self._publisher.failed |= isinstance(error, KafkaException)
         if self._publisher.failed:  # its thread says nothing more of what was taken before
             self._fail_publishes(self._publisher)
         if self._publishes[0].left <= 0:  # nothing to wait for
@@ -303,10 +314,10 @@ class Writing:
         for number in range(self._publishes_sent):  # no acknowledgement will come for these
             publish = self._publishes[number]
             if publish.left > 0:
-                publish.left, publish.error = 0, KafkaError(KafkaError._FATAL)
+                publish.left, publish.error = 0, FAILED
 
     def _drop_publisher(self, lane: Lane) -> None:
-        log_.warning("%s: producer %s is replaced: it failed for good", self._url.url, lane.name)
+        log_.warning("%s: producer %s is replaced: it failed for good", self._url, lane.name)
         lane.drop()
         self._end(lane)
         self._publisher = None
@@ -320,7 +331,7 @@ class Writing:
             if publish.error is not None:
                 self.void(publish.published)
                 if not publish.done.done():
-                    publish.done.set_exception(self._not_published(publish, publish.error))
+                    publish.done.set_exception(self._not_published(publish.error))
                 continue
             if publish.published is not None:
                 partition, offset, chain = publish.published
@@ -331,16 +342,14 @@ class Writing:
         if self._publishes and not self._publishes_sent:
             self._send_publishes()
 
-    def _not_published(self, publish: _Publish, error: KafkaError) -> StreamflowError:
-        if error.code() in DENIED:
-            return denied(self._url.url, f"topic {publish.topic} cannot be written ({error.str()})")
-        return Unavailable(f"{self._url.url}: publishing failed ({error.str()}): try again")
+    def _not_published(self, refusal: Refusal) -> StreamflowError:
+        return refusal.error or Unavailable(f"{self._url}: publishing failed ({refusal.text}): try again")
 
     def _full(self) -> Unavailable | None:
         if self._pending_bytes <= PENDING_BYTES_MAX:
             return None
         return Unavailable(
-            f"{self._url.url}: {self._pending_bytes:,} bytes wait to be written, at most {PENDING_BYTES_MAX:,} may: "
+            f"{self._url}: {self._pending_bytes:,} bytes wait to be written, at most {PENDING_BYTES_MAX:,} may: "
             "await earlier appends first"
         )
 
@@ -358,14 +367,8 @@ class Writing:
             await lane.closed
         await asyncio.sleep(0)  # what the lanes handed over last has been taken in
         for tail in self._tails:
-            self._break(tail, Unavailable(f"{self._url.url}: closed with an append under way"))
+            self._break(tail, Unavailable(f"{self._url}: closed with an append under way"))
         for publish in self._publishes:
             if not publish.done.done():
-                publish.done.set_exception(Unavailable(f"{self._url.url}: closed with a publish under way"))
+                publish.done.set_exception(Unavailable(f"{self._url}: closed with a publish under way"))
         self._publishes.clear()
-
-
-def _reason(error: BufferError | KafkaException) -> KafkaError:
-    """Why a record was not taken."""
-    found = error.args[0] if error.args else None
-    return found if isinstance(found, KafkaError) else KafkaError(KafkaError._QUEUE_FULL)
