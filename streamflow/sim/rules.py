@@ -12,9 +12,10 @@ from typing import Any, Final
 from streamflow.codec.avro import decode_command, decode_history, decode_reply, decode_status, decode_timer
 from streamflow.codec.envelope import DecodeError
 from streamflow.config import RECORD_BYTES_MAX
-from streamflow.core.commands import CleanupWorkflow, Command, FireTimer, Query, StartWorkflow
+from streamflow.core.commands import CancelWorkflow, CleanupWorkflow, Command, FireTimer, Query, StartWorkflow
 from streamflow.core.effects import StatusRecord
 from streamflow.core.events import (
+    CancelRequested,
     Claim,
     RunBlocked,
     RunCancelled,
@@ -67,6 +68,8 @@ class Facts:
     turn: int = 0
     run: int = 0
     closed: Any = None
+    unwinds: bool = False
+    """Whether it was asked to cancel."""
     deletions: int = 0
     """How often all of it was deleted."""
     turns_deleted: int = 0
@@ -89,7 +92,7 @@ class Facts:
 
     def begin(self, run: int) -> None:
         """Another run begins under the id."""
-        self.run, self.closed = run, None
+        self.run, self.closed, self.unwinds = run, None, False
         self.steps, self.attempts, self.outcomes, self.timers, self.fired = {}, {}, {}, {}, set()
         self.begun, self.due, self.done = {}, {}, set()
 
@@ -255,6 +258,8 @@ class Rules:
                 facts.outcomes[number] = event
                 if isinstance(event, StepFailed) and facts.steps[number].at_most_once:
                     self.mark("step cut off")
+            case CancelRequested():
+                facts.unwinds = True
             case StepCancelled(number=number):
                 facts.outcomes[number] = event
             case TimerSet(number=number, fire_at=fire_at):
@@ -375,7 +380,9 @@ class Rules:
         command, facts = self._asked.get(reply.command_id), self.runs.get(reply.workflow_id)
         if command is None or not reply.accepted or isinstance(command.body, Query | CleanupWorkflow):
             return
+        # These may find that there is nothing left to do: the run exists, or unwinds already.
         attached = isinstance(command.body, StartWorkflow) and facts is not None and facts.run > 0
+        attached |= isinstance(command.body, CancelWorkflow) and facts is not None and facts.unwinds
         if facts is not None and (attached or facts.deletions or reply.command_id in facts.commands):
             return
         raise Violated(f"run {reply.workflow_id}: {command.body} was accepted before its turn was durable (2)")
