@@ -46,9 +46,11 @@ FAILED: Final = Refusal("its producer failed for good")
 
 
 class _Append(Sent):
-    """An append under way. `records` are kept while it waits for the group before it."""
+    """An append under way. `records` are kept while it waits for the group before it; `landed` once it is
+    acknowledged.
+    """
 
-    __slots__ = ("count", "done", "expected", "partition", "records", "settled", "size")
+    __slots__ = ("count", "done", "expected", "landed", "partition", "records", "settled", "size")
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class _Append(Sent):
         self.done, self.partition, self.expected, self.size = done, partition, expected, size
         self.count = len(records)
         self.records: Sequence[tuple[bytes, bytes]] | None = records
-        self.settled = False
+        self.landed = self.settled = False
 
 
 class _Publish(Sent):
@@ -202,10 +204,12 @@ class Writing:
             if append.found is not None:
                 self._break(tail, fenced(self._url, append.partition, append.expected, append.found))
                 continue
-            assert tail.under_way[0] is append, (append.partition, append.expected)
-            tail.under_way.popleft()
-            tail.sent -= 1
-            self._settle(append, None)
+            # A group may be several batches on the wire, and the answer to an earlier one may come after it was asked
+            # for again: those behind it wait.
+            append.landed = True
+            while tail.under_way and tail.under_way[0].landed:
+                tail.sent -= 1
+                self._settle(tail.under_way.popleft(), None)
             if not tail.sent and tail.under_way:
                 self._send(tail, lane)
         if lane.failed and not lane.dropped:

@@ -140,6 +140,42 @@ def test_an_acknowledgement_at_any_other_offset_fences_all_that_builds_on_it(fou
     run(test)
 
 
+def test_an_acknowledgement_that_comes_before_an_earlier_one_waits_for_it():
+    async def test(writing: Writing, _: dict[int, int]) -> None:
+        held = writing.append(0, 0, [(b"k", b"0")], 1)
+        first = writing.append(0, 1, [(b"k", b"1")], 1)
+        second = writing.append(0, 2, [(b"k", b"2")], 1)
+        lane().acknowledge()
+        assert await held == 0
+        lane().sent.reverse()
+        lane().acknowledge(1)
+        assert not first.done() and not second.done()
+        behind = writing.append(0, 3, [(b"k", b"3")], 1)
+        assert lane().values == [b"1"], "the group under way comes first"
+        lane().acknowledge()
+        assert (await first, await second) == (1, 2)
+        lane().acknowledge()
+        assert await behind == 3
+
+    run(test)
+
+
+def test_an_earlier_append_that_fails_takes_along_those_acknowledged_behind_it():
+    async def test(writing: Writing, _: dict[int, int]) -> None:
+        held = writing.append(0, 0, [(b"k", b"0")], 1)
+        first = writing.append(0, 1, [(b"k", b"1")], 1)
+        second = writing.append(0, 2, [(b"k", b"2")], 1)
+        lane().acknowledge()
+        assert await held == 0
+        lane().sent.reverse()
+        lane().acknowledge(1)
+        lane().acknowledge(error=TIMED_OUT)
+        for each in (first, second):
+            assert isinstance(await failure(each), StreamflowError)
+
+    run(test)
+
+
 def test_an_error_makes_the_outcome_of_the_whole_lane_unknown_and_replaces_it():
     async def test(writing: Writing, moved: dict[int, int]) -> None:
         futures = [
