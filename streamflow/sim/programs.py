@@ -197,11 +197,15 @@ async def _play_together(kind: str, rest: list[Any]) -> Any:
         case "line":  # one makes, another takes
             return await _line(*rest)
         case "completed":  # steps and other coroutines, which asyncio puts into a set
-            calls = [work(*call, 0) if number % 2 else _play(["work", *call, 0]) for number, call in enumerate(rest[0])]
+            calls = [
+                work(value, seconds, 0) if value % 2 else _play(["work", value, seconds, 0])
+                for value, seconds in rest[0]
+            ]
             return sorted([await call for call in asyncio.as_completed(calls)])
         case "shielded":  # what is done is a set: in which order it is gone through decides what is called next
-            done, _ = await asyncio.wait([asyncio.shield(work(*call, 0)) for call in rest[0]])
-            return sorted([await work(shield.result(), 0.0, 0) for shield in done])
+            shields = [asyncio.shield(work(value, seconds, 0)) for value, seconds in rest[0]]
+            ended, _ = await asyncio.wait(shields)
+            return sorted([await work(shield.result(), 0.0, 0) for shield in ended])
         case "guarded":  # what was begun is undone, whatever ends it (the rules look for it)
             try:
                 await do(rest[1])
