@@ -7,6 +7,7 @@ ends; and how many seeds, from 0 on, that took when it was written.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 from unittest import mock
@@ -45,6 +46,7 @@ from streamflow.worker.restore import Restorer
 from streamflow.worker.state import Entry, PartitionRow, PartitionState, change_of
 from streamflow.worker.statuses import Statuses
 from streamflow.worker.timers import TimerService
+from streamflow.workflow.order import OrderedFuture
 from tests.sim.mutating import Patch, both, mutation, swap
 
 # -- one owner: the claim and the reading rule -----------------------------------------------------------------------
@@ -550,3 +552,18 @@ def store_what_is_consumed_but_not_durable() -> Patch:
         usual(self, future)
 
     return swap(Processor, "_acknowledged", acknowledged)
+
+
+# -- workflow code ---------------------------------------------------------------------------------------------------
+
+
+@mutation("4", seeds=4)
+def go_through_coroutines_by_their_addresses() -> Patch:
+    """asyncio.as_completed calls steps in another order on replay."""
+    return mock.patch.object(asyncio.tasks, "set", set)
+
+
+@mutation("4", seeds=4)
+def go_through_futures_by_their_addresses() -> Patch:
+    """What asyncio.wait gives back is in another order on replay."""
+    return mock.patch.object(OrderedFuture, "__hash__", object.__hash__)
