@@ -48,6 +48,9 @@ COORDINATOR_SECONDS: Final = 2.0
 """How long the group's coordinator may be silent before we look whether it refuses us."""
 LEAVE_SECONDS: Final = 5.0
 REJOIN_SECONDS: Final = 1.0
+NO_NEWS_SECONDS: Final = 12.0
+"""A member that has lost all that it had, and hears nothing more for so long, joins anew: librdkafka does not always
+say that the coordinator has fenced it. Twice the session, in which the group would have given it its share."""
 
 
 class Group(NamedTuple):
@@ -88,6 +91,7 @@ class KafkaMembership:
         self._left: asyncio.Future[None] = self._loop.create_future()
         self._held: set[int] = set()  # the thread's own view
         self._unheard: KafkaError | None = None  # the thread's: what the consumer was told outside of _poll
+        self._lost_at: float | None = None  # the thread's: when it lost the last of its partitions
         self._joined: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._serve, name=f"streamflow-kafka-group-{owner}", daemon=True)
         self._thread.start()
@@ -210,7 +214,7 @@ class KafkaMembership:
             partition_assignment_strategy="cooperative-sticky",
             **role,
         )
-        self._unheard = None
+        self._unheard = self._lost_at = None
         consumer.subscribe([self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
         return consumer
 
@@ -340,7 +344,7 @@ class KafkaMembership:
             self._leaving.wait(POLL_SECONDS)  # raised at once, and perhaps again and again
         error = error or self._unheard
         if error is None:
-            return True
+            return not self._hears_nothing()
         if error.code() in DENIED:
             raise self._cannot_join(error)
         if not error.fatal():
@@ -352,6 +356,18 @@ class KafkaMembership:
         self._held.clear()
         self._on_loop(self._update, frozenset(), set(), None)
         return False
+
+    def _hears_nothing(self) -> bool:
+        if self._lost_at is None or time.monotonic() - self._lost_at < NO_NEWS_SECONDS:
+            return False
+        log_.warning(
+            "%s: member %s of %s has had no partition and no news for %d s: it joins anew",
+            self._url.url,
+            self.owner,
+            self._group.name,
+            NO_NEWS_SECONDS,
+        )
+        return True
 
     def _on_error(self, error: KafkaError) -> None:
         """Called whatever the consumer is asked. The message that says the same may get lost in a rebalance."""
@@ -375,11 +391,14 @@ class KafkaMembership:
         consumer.incremental_assign(partitions)
         consumer.pause(partitions)
         self._held |= {partition.partition for partition in partitions}
+        self._lost_at = None
         self._on_loop(self._update, frozenset(self._held), set(), None)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         taken = {partition.partition for partition in partitions}
         self._held -= taken
+        if not self._held:
+            self._lost_at = time.monotonic()
         stopped = threading.Event()
         if self._on_loop(self._update, frozenset(self._held), taken, stopped) and not self._leaving.is_set():
             deadline = time.monotonic() + HAND_OVER_SECONDS
@@ -398,6 +417,8 @@ class KafkaMembership:
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """The group has given them away already."""
         self._held -= {partition.partition for partition in partitions}
+        if not self._held:
+            self._lost_at = time.monotonic()
         self._on_loop(self._update, frozenset(self._held), set(), None)
         if partitions:
             consumer.incremental_unassign(partitions)
