@@ -290,6 +290,8 @@ class Cluster:
         """Topic partitions that nobody can write to or read now."""
         self._numbers = 0
         self._cuts: dict[int, tuple[bool, float]] = {}
+        self._timers: dict[bytes, float] = {}
+        """When the timers are due that stand on their topic, in the world's time."""
         self.landed_at = 0.0
         """When the last record landed."""
         self.landed: list[Callable[[str, int, int], None]] = []
@@ -299,7 +301,7 @@ class Cluster:
 
     def next_due(self) -> float | None:
         """Just before the next timer fires, if nobody does anything before; None if somebody may."""
-        now, newest = self.world.now, dict[bytes, bytes | None]()
+        now = self.world.now
         if (
             now - self.landed_at < QUIET_SECONDS
             or self.weather.down
@@ -308,12 +310,8 @@ class Cluster:
             or any(group.asked_at for group in self.groups.values())
         ):
             return None
-        for (topic, _), stream in self.streams.items():
-            if topic == TIMERS:
-                newest.update((record.key, record.value) for record in stream.records)
-        due = [decode_timer(value).fire_at / 1000 - self.world.epoch for value in newest.values() if value is not None]
         # One that is due soon is waited for: a leap over it would make it overdue by as much.
-        first = min((at for at in due if at > now), default=None)
+        first = min((at for at in self._timers.values() if at > now), default=None)
         return None if first is None or first <= now + QUIET_SECONDS else first - SHORT_OF_SECONDS
 
     def number(self) -> int:
@@ -336,6 +334,10 @@ class Cluster:
             offset = stream.add(key, value, self.world.now)
             digest = "-" if value is None else f"{crc32(value):08x}"
             self.world.note("brokers", f"{topic}[{partition}] {offset} {digest}")
+            if topic == TIMERS and value is not None:
+                self._timers[key] = decode_timer(value).fire_at / 1000 - self.world.epoch
+            elif topic == TIMERS:
+                self._timers.pop(key, None)
             for hear in self.landed:
                 hear(topic, partition, offset)
         return first

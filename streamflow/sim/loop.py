@@ -8,6 +8,7 @@ again: nothing of it runs any more, not even a `finally`.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 from asyncio import events
 from collections.abc import Callable
@@ -21,6 +22,10 @@ from streamflow.sim.guard import LOOP_METHODS, loop_method
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
+CLOSED_MAX: Final = 10_000
+"""Tasks of one process that are closed at the end; those that they begin meanwhile count, too."""
+CLOSES_MAX: Final = 100
+"""How often one coroutine is closed that waits once more each time."""
 RESOLUTION_SECONDS: Final = 1e-6
 """Timers that are due within it are due: clocks that drift are converted to and fro."""
 
@@ -36,7 +41,7 @@ class ProcessLoop(asyncio.BaseEventLoop):
         self._now, self._later = now, later
         self.failures: list[dict[str, Any]] = []
         """What reached nobody: exceptions of callbacks, and of tasks that were dropped without a look."""
-        self._alive: set[asyncio.Task[Any]] = set()
+        self._alive: dict[asyncio.Task[Any], None] = {}
         self.set_exception_handler(lambda _, context: self.failures.append(context))
 
     def time(self) -> float:
@@ -49,15 +54,18 @@ class ProcessLoop(asyncio.BaseEventLoop):
             heappop(self._scheduled)._scheduled = False  # type: ignore[attr-defined]
         return self._scheduled[0].when() if self._scheduled else None
 
-    def has_work(self) -> bool:
-        """Whether a callback is ready now; timers that are due become ready."""
-        if self._scheduled:
-            due = self._now() + RESOLUTION_SECONDS
-            while (at := self.next_at) is not None and at <= due:
-                handle = heappop(self._scheduled)
-                handle._scheduled = False  # type: ignore[attr-defined]
-                self._ready.append(handle)
+    @property
+    def is_ready(self) -> bool:
+        """Whether a callback is ready."""
         return bool(self._ready)
+
+    def wake(self) -> None:
+        """Make the timers ready that are due now."""
+        due = self._now() + RESOLUTION_SECONDS
+        while (at := self.next_at) is not None and at <= due:
+            handle = heappop(self._scheduled)
+            handle._scheduled = False  # type: ignore[attr-defined]
+            self._ready.append(handle)
 
     def run_one(self) -> None:
         """Run the callback that has been ready for longest."""
@@ -77,16 +85,29 @@ class ProcessLoop(asyncio.BaseEventLoop):
     def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
         """Kept until it is done: of a killed process, too, since what is collected runs its `finally` blocks."""
         task: asyncio.Task[Any] = super().create_task(coro, **options)
-        self._alive.add(task)
-        task.add_done_callback(self._alive.discard)
+        self._alive[task] = None
+        task.add_done_callback(self._forget)
         return task
 
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._alive.pop(task, None)
+
     def throw_away(self) -> None:
-        """The world is over: end all that was left, without anybody looking."""
-        for task in list(self._alive):  # what is closed may end others
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            with suppress(BaseException):  # whatever the code of a dead process says
-                task.get_coro().close()
+        """The world is over: end all that was left, without anybody looking.
+
+        What is closed runs its `finally` blocks, and they find the loop that they know: asyncio would make a real one,
+        or refuse, and leave coroutines behind that nobody awaited. What they begin is closed, too.
+        """
+        events._set_running_loop(self)
+        try:
+            for _ in range(CLOSED_MAX):
+                if not self._alive:
+                    break
+                task, _ = self._alive.popitem()
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                _close(task.get_coro())
+        finally:
+            events._set_running_loop(None)
         self._alive.clear()
         self._ready.clear()
         self._scheduled.clear()
@@ -121,6 +142,15 @@ class ProcessLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None: ...
 
     def _process_events(self, event_list: Any) -> None: ...
+
+
+def _close(coroutine: Any) -> None:
+    """Close it, again if it waits once more."""
+    for _ in range(CLOSES_MAX):
+        with suppress(BaseException):  # whatever the code of a dead process says
+            coroutine.close()
+        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED:
+            return
 
 
 for _name in LOOP_METHODS:  # BaseEventLoop has some of them, and leaves the rest to real loops

@@ -13,10 +13,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
+from math import inf
 from typing import Any, Final
 from zlib import crc32
 
-from streamflow.sim.loop import ProcessLoop
+from streamflow.sim.loop import RESOLUTION_SECONDS, ProcessLoop
 from streamflow.worker.clock import Clock
 
 EPOCH_SECONDS: Final = 1_900_000_000.0
@@ -49,6 +50,8 @@ class Process:
         self.wall_offset = 0.0
         self.callbacks = 0
         """How many callbacks of it have run."""
+        self.wakes_at = inf
+        """When its next timer is due, in the world's time: none of them is set but by its own callbacks."""
         self._then: list[tuple[int, int, Callable[[], None]]] = []
         self._born_at = world.now
         self.loop = ProcessLoop(self.monotonic, lambda: world.chance.expovariate(1 / 0.01))
@@ -61,12 +64,6 @@ class Process:
         """Seconds since the process began, by its own clock."""
         return (self.world.now - self._born_at) * self.drift
 
-    @property
-    def next_at(self) -> float | None:
-        """When its next timer is due, in the world's time."""
-        at = self.loop.next_at
-        return None if at is None else self.in_world(at)
-
     def in_world(self, at: float) -> float:
         """An instant by this process's monotonic clock, in the world's time; never too early."""
         return self._born_at + at / self.drift + 1e-9
@@ -74,6 +71,17 @@ class Process:
     @property
     def can_run(self) -> bool:
         return self.is_alive and not self.is_stopped
+
+    def has_work(self) -> bool:
+        """Whether a callback is ready now; timers that are due become ready."""
+        if self.wakes_at <= self.world.now + RESOLUTION_SECONDS:
+            self.loop.wake()
+            self._set_alarm()
+        return self.loop.is_ready
+
+    def _set_alarm(self) -> None:
+        at = self.loop.next_at
+        self.wakes_at = inf if at is None else self.in_world(at)
 
     def run(self, main: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Begin the coroutine as a task of this process."""
@@ -99,6 +107,7 @@ class Process:
         self.callbacks += 1
         while self._then and self._then[0][0] <= self.callbacks:
             heappop(self._then)[2]()
+        self._set_alarm()
 
     def kill(self) -> None:
         """SIGKILL: nothing of it runs any more."""
@@ -184,7 +193,7 @@ class World:
             if self.steps >= last_step:
                 raise TooLong(f"not done after {steps:,} steps, at {self.now:.3f} s")
             self.steps += 1
-            ready = [process for process in self._alive if not process.is_stopped and process.loop.has_work()]
+            ready = [process for process in self._alive if not process.is_stopped and process.has_work()]
             if ready:
                 process = self.chance.choice(ready) if len(ready) > 1 else ready[0]
                 self._burst(process)
@@ -210,7 +219,7 @@ class World:
         with _outside_any_loop():
             for _ in range(self.chance.randint(1, BURST_MAX)):
                 process.run_one()
-                if not (process.can_run and process.loop.has_work()):
+                if not (process.can_run and process.has_work()):
                     return
 
     def _advance(self, end: float) -> bool:
@@ -218,9 +227,8 @@ class World:
         if (leap := self.leap_to()) is not None and self.now < leap <= end:
             self.now = leap
             return True
-        timers = [at for process in self._alive if not process.is_stopped and (at := process.next_at) is not None]
-        next_timer = min(timers, default=None)
-        if self._events and (next_timer is None or self._events[0][0] <= next_timer):
+        next_timer = min([process.wakes_at for process in self._alive if not process.is_stopped], default=inf)
+        if self._events and self._events[0][0] <= next_timer:
             when, _, event = heappop(self._events)
             if when > end:
                 heappush(self._events, (when, 0, event))
@@ -228,7 +236,7 @@ class World:
             self.now = max(self.now, when)
             event()
             return True
-        if next_timer is None:
+        if next_timer == inf:
             raise Stuck(f"nothing is left to happen at {self.now:.3f} s")
         if next_timer > end:
             return False

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from math import inf
 from typing import Any, Final
 
 from streamflow.client.client import Client
@@ -348,8 +349,8 @@ class Stage:
         ):
             return None
         due = [*self._durable(), *(at for process in self.world.processes for at in _own_timers(process))]
-        if self.driver.next_at is not None:
-            due.append(self.driver.next_at)
+        if self.driver.wakes_at < inf:
+            due.append(self.driver.wakes_at)
         if not due and quiet > IDLE_SECONDS:
             raise Stuck(self._stuck())
         earliest = min(due, default=None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 from collections.abc import AsyncIterator
 from operator import mul
 
@@ -101,6 +103,35 @@ def test_a_world_that_does_not_end_says_so():
     with pytest.raises(TooLong, match="after 10 steps"):
         world.run(lambda: False, seconds=5_000.0, steps=10)
     world.close()
+
+
+@pytest.mark.parametrize("waits", [1, 3])
+def test_what_a_dead_process_begins_when_it_is_thrown_away_is_of_its_own_loop(waits: int):
+    world, loops = World(1), list[asyncio.AbstractEventLoop]()
+
+    async def never() -> None:
+        pytest.fail("a dead process went on")
+
+    async def serve() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            loops.append(asyncio.get_running_loop())
+            for _ in range(waits):
+                try:
+                    await asyncio.gather(never(), never())
+                except GeneratorExit:
+                    continue
+
+    process = world.process("one")
+    process.run(serve())
+    world.run(lambda: process.callbacks > 0, seconds=1.0, steps=10)
+    process.kill()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        world.close()
+        gc.collect()
+    assert loops == [process.loop] and said == []
 
 
 def test_chance_decides_who_goes_first():
