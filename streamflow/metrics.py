@@ -137,7 +137,7 @@ RESTORE_DURATION: Final = Distribution(RESTORE_BUCKETS)
 _DISTRIBUTIONS: Final = (
     ("streamflow_decide_duration_seconds", "One pass of deciding on all that has arrived.", DECIDE_DURATION),
     ("streamflow_append_duration_seconds", "One append to the history, until it is durable.", APPEND_DURATION),
-    ("streamflow_timer_lateness_seconds", "From a timer's instant until its command was sent.", TIMER_LATENESS),
+    ("streamflow_timer_lateness_seconds", "From a timer's instant until its run's owner took it in.", TIMER_LATENESS),
     ("streamflow_restore_duration_seconds", "From a partition's assignment until it is active.", RESTORE_DURATION),
 )
 _steps: Final[dict[str, StepTally]] = {}

@@ -56,7 +56,7 @@ class CleanupWorkflow(Struct, frozen=True, kw_only=True):
 
 
 class FireTimer(Struct, frozen=True, kw_only=True):
-    """A timer is due. Sent by the timer service; ignored unless exactly that timer is pending."""
+    """A timer is due. Ignored unless exactly that timer is pending. Owners fire theirs themselves, without a command."""
 
     kind: str
     run: int

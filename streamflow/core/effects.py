@@ -33,6 +33,11 @@ class TimerRecord(Struct, frozen=True, kw_only=True):
         """
         return f"{self.workflow_id}\0{self.run}.{self.kind}.{self.number}.{self.attempt}.{self.fire_at}".encode()
 
+    @staticmethod
+    def fire_at_of(key: bytes) -> int:
+        """When the timer of that key is due. Raises `ValueError` where the key is none of a timer."""
+        return int(key.rpartition(b".")[2])
+
 
 class StepTask(Struct, frozen=True, kw_only=True):
     """An attempt for whoever serves the step's queue: `name` is that of the call, `step` the registered one."""

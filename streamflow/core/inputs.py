@@ -105,7 +105,7 @@ class Inputs:
         body = command.body
         assert not isinstance(body, Query), "a query changes nothing: it is answered without the core"
         if isinstance(body, FireTimer):
-            self._timer(execution, body)
+            self.timer(execution, body)
             return None
         if isinstance(body, ReportAttempt):
             self._report(execution, body)
@@ -197,7 +197,7 @@ class Inputs:
         execution.take(RunDeleted())
         return b"true"
 
-    def _timer(self, execution: Execution, fired: FireTimer) -> None:
+    def timer(self, execution: Execution, fired: FireTimer) -> None:
         """A timer is due: ignore it unless it is pending, and then have its record dropped."""
         run = execution.run
         pending = run.run == fired.run and run.timer_pending(fired.kind, fired.number, fired.attempt)

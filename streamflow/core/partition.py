@@ -33,6 +33,7 @@ from streamflow.core.effects import (
     Reply,
     SendReply,
     StartAttempt,
+    TimerRecord,
 )
 from streamflow.core.events import (
     Applied,
@@ -102,6 +103,9 @@ class Staged(Struct, frozen=True):
     command: Command
 
 
+Input: TypeAlias = Staged | FireTimer | tuple[int, StepOutcome]
+
+
 class Partition:
     """The state of one owned partition."""
 
@@ -125,7 +129,7 @@ class Partition:
         self.at = 0
         self.live: dict[str, Execution] = {}
         self.next_command = consumed
-        self._staged: dict[str, list[Staged | tuple[int, StepOutcome]]] = {}
+        self._staged: dict[str, list[Input]] = {}
         self._wake: set[str] = set()
         self._fire_at: list[int] = []
 
@@ -139,6 +143,11 @@ class Partition:
         self._staged.setdefault(command.workflow_id, []).append(Staged(offset, command))
         if isinstance(command.body, FireTimer):
             self._fire_at.append(command.body.fire_at)
+
+    def timer(self, due: TimerRecord) -> None:
+        """Stage a timer that is due by the owner's own clock: as a command that fires it, without one on the topic."""
+        fired = FireTimer(kind=due.kind, run=due.run, number=due.number, attempt=due.attempt, fire_at=due.fire_at)
+        self._staged.setdefault(due.workflow_id, []).append(fired)
 
     def skip(self, offset: int) -> None:
         """A record of the commands topic that is no command of ours: consumed, without effect."""
@@ -162,7 +171,7 @@ class Partition:
 
     def decide(self, now: int) -> Decided:
         """Take everything staged. `now` is the time in milliseconds; it counts only where it goes forward."""
-        # A timer service ahead of us moves our time, by so little that it never leads the real one by more.
+        # A sender that is ahead of us moves our time, by so little that it never leads the real one by more.
         self.at = max(self.at, now, *(at for at in self._fire_at if at <= now + CLOCK_SKEW_MS_MAX))
         self._fire_at = []
         self.inputs.late = 0
@@ -193,7 +202,7 @@ class Partition:
     def _decide_run(
         self,
         workflow_id: str,
-        inputs: Sequence[Staged | tuple[int, StepOutcome]],
+        inputs: Sequence[Input],
         answers: list[Answer],
         dead: list[DeadCommand],
     ) -> DecidedTurn | None:
@@ -210,6 +219,8 @@ class Partition:
         for item in (None, *inputs):
             if isinstance(item, tuple):
                 self.inputs.outcome(execution, *item)
+            elif isinstance(item, FireTimer):
+                self.inputs.timer(execution, item)
             elif item is not None:
                 verdict = self.inputs.command(execution, item.command)
                 if isinstance(verdict, Rejected):

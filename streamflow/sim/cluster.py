@@ -292,6 +292,7 @@ class Cluster:
         self._cuts: dict[int, tuple[bool, float]] = {}
         self._timers: dict[bytes, float] = {}
         """When the timers are due that stand on their topic, in the world's time."""
+        self._due_at = 0.0
         self.landed_at = 0.0
         """When the last record landed."""
         self.landed: list[Callable[[str, int, int], None]] = []
@@ -303,7 +304,7 @@ class Cluster:
         """Just before the next timer fires, if nobody does anything before; None if somebody may."""
         now = self.world.now
         if (
-            now - self.landed_at < QUIET_SECONDS
+            now - max(self.landed_at, self._due_at) < QUIET_SECONDS
             or self.weather.down
             or self._cuts
             or self.leaderless
@@ -312,7 +313,10 @@ class Cluster:
             return None
         # One that is due soon is waited for: a leap over it would make it overdue by as much.
         first = min((at for at in self._timers.values() if at > now), default=None)
-        return None if first is None or first <= now + QUIET_SECONDS else first - SHORT_OF_SECONDS
+        if first is None or first <= now + QUIET_SECONDS:
+            return None
+        self._due_at = first  # what it sets off is under way for a while, before anything lands
+        return first - SHORT_OF_SECONDS
 
     def number(self) -> int:
         """One that nobody has had."""

@@ -8,7 +8,6 @@ again: nothing of it runs any more, not even a `finally`.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 from asyncio import events
 from collections.abc import Callable
@@ -149,7 +148,6 @@ def _close(coroutine: Any) -> None:
     for _ in range(CLOSES_MAX):
         with suppress(BaseException):  # whatever the code of a dead process says
             coroutine.close()
-        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED:
             return
 
 

@@ -38,7 +38,7 @@ SITUATIONS: Final[Mapping[str, str]] = {
     "store reused": "the new owner found the partition's state on its disk",
     "store wiped": "what it found was of no use",
     "take-over with unacknowledged turns": "the last owner still waited for appends",
-    "timer sent again": "a timer service that did not know that it was heard",
+    "timer dropped again": "it was handed over again, or a new owner derived its end again",
     "two owners at once": "the group had given the partition to somebody else",
     "zombie append": "a record of an owner that was none any more",
 }

@@ -27,6 +27,8 @@ from streamflow.workflow.guard import forbid_io
 if TYPE_CHECKING:
     from streamflow.store.slots import Slot
 
+LAYOUT: Final = 2
+"""How the rows of local stores are made. What was written in another way is wiped, and rebuilt from the log."""
 SWITCH_INTERVAL_SECONDS: Final = 0.0005
 """How long the event loop may keep the interpreter from the log's writer thread (see logs/DESIGN.md): the default of
 5 ms would be paid several times in each group commit."""
@@ -120,7 +122,7 @@ class ProcessHost:
             asyncio.to_thread(
                 open_rocks,
                 self._slot.path / log.app / f"{topic}-{partition}",
-                identity=f"{log.identity}/{topic}/{partition}",
+                identity=f"{log.identity}/{topic}/{partition}/layout-{LAYOUT}",
                 log_start=await log.start_offset(topic, partition),
                 log_end=await log.end_offset(topic, partition),
             )

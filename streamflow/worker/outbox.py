@@ -12,7 +12,6 @@ from typing import Final
 import msgspec
 
 from streamflow.codec.avro import (
-    decode_timer,
     encode_command,
     encode_dead_letter,
     encode_reply,
@@ -22,7 +21,6 @@ from streamflow.codec.avro import (
 )
 from streamflow.codec.envelope import to_confluent
 from streamflow.config import RECORD_BYTES_MAX
-from streamflow.core.commands import Command, FireTimer
 from streamflow.core.effects import (
     DeadLetter,
     DispatchAttempt,
@@ -112,21 +110,6 @@ def _brief(reply: Reply) -> Reply:
         return reply
     brief = ErrorInfo(type=error.type, message=error.message[:REASON_CHARACTERS_MAX] + "…")
     return msgspec.structs.replace(reply, error=brief)
-
-
-def fire_at_of(value: bytes) -> int:
-    """When the timer of that record is due."""
-    return decode_timer(value).fire_at
-
-
-def fire_command(key: bytes, value: bytes, *, partition: int) -> Outgoing:
-    """The command that fires the timer. Its id is the timer's key: however often it is sent, it is one command."""
-    timer = decode_timer(value)
-    body = FireTimer(kind=timer.kind, run=timer.run, number=timer.number, attempt=timer.attempt, fire_at=timer.fire_at)
-    command = Command(
-        command_id=key.decode(), workflow_id=timer.workflow_id, sent_at=timer.fire_at, body=body, reply_to=None
-    )
-    return Outgoing(COMMANDS, partition, timer.workflow_id.encode(), encode_command(command))
 
 
 def published_status(effects: Iterable[Effect]) -> StatusRecord | None:

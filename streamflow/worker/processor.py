@@ -28,18 +28,15 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from streamflow.codec.avro import encode_history
+from streamflow.codec.avro import decode_timer, encode_history
 from streamflow.codec.registry import Schemas
-from streamflow.codec.turns import event_size
-from streamflow.config import RECORD_BYTES_MAX, Limits
+from streamflow.config import Limits
 from streamflow.core.derive import effects_since
 from streamflow.core.effects import CancelAttempt, Effect, PublishStatus, RecordStart, StartAttempt
 from streamflow.core.events import Claim, RunSnapshot, StepStarted, Turn
 from streamflow.core.inputs import CodeFactory
 from streamflow.core.partition import Decided, DecidedTurn, Partition
-from streamflow.core.reading import split, split_snapshot
 from streamflow.errors import Fenced, Unavailable
-from streamflow.ids import ID_BYTES_MAX
 from streamflow.logs.base import COMMANDS, HISTORY, STATUS, Log, Outgoing, Record
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
@@ -48,10 +45,11 @@ from streamflow.worker.executor import Attempt, AttemptOutcome, Executor
 from streamflow.worker.intake import Intake
 from streamflow.worker.observing import Observer
 from streamflow.worker.outbox import outgoing, published_status
+from streamflow.worker.records import snapshot_records, turn_records
 from streamflow.worker.restore import Restorer, first_turns_since
 from streamflow.worker.state import Copied, Entry, PartitionRow, PartitionState, change_of
 from streamflow.worker.statuses import Statuses, statuses_since
-from streamflow.worker.trimming import SNAPSHOT_TURNS_BYTES_MAX, Snapshot, Trimmer
+from streamflow.worker.trimming import Snapshot, Trimmer
 from streamflow.workflow.code import RunCode
 from streamflow.workflow.loop import many_drains
 from streamflow.workflow.stepinfo import StepInfo
@@ -60,8 +58,6 @@ log_ = logging.getLogger("streamflow.worker")
 
 CLAIMS_MAX: Final = 5
 """Claims that may be lost to another owner in a row before the processor gives up: the group settles meanwhile."""
-TURN_OVERHEAD_BYTES: Final = 2_000
-"""What a record holds beside the events: ids, framing, command ids."""
 EVICT_LOOK_MAX: Final = 32
 """Runs looked at when one must leave memory; the ones used longest ago are mostly free to go."""
 REDERIVED_RUNS_PUBLISHED_AT_ONCE: Final = 500
@@ -130,6 +126,7 @@ class Processor:
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._stop = asyncio.Event()
         self._room = asyncio.Event()
+        self._recovered = asyncio.Event()
         self._idle = asyncio.Event()
         self._scheduled = False
         self._arrived_at = 0
@@ -263,6 +260,7 @@ class Processor:
             self._staged = 1
             self._wake()
             await self._has_room()
+        self._recovered.set()
         await self._consume()
 
     async def _finish(self) -> None:
@@ -311,6 +309,19 @@ class Processor:
         self._answers += found.answers
         self._staged = len(records)
         self._wake()
+
+    async def fire(self, timers: Sequence[bytes], at: int) -> None:
+        """Take in timers, as their topic has them, that were found due at `at` (ms), once there is room for them."""
+        if not self._recovered.is_set() or self._is_full():
+            await self._recovered.wait()
+            await self._has_room()
+            at = self.clock.now_ms()
+        for timer in map(decode_timer, timers):
+            self.core.timer(timer)
+        self._staged += len(timers)
+        arrived_at = max(self._arrived_at, at) if self._scheduled else at  # however long it took to read them
+        self._wake()
+        self._arrived_at = arrived_at
 
     async def _has_room(self) -> None:
         while self._is_full():
@@ -385,7 +396,8 @@ class Processor:
         for item in decided.turns:
             turn = item.turn
             key = turn.workflow_id.encode()
-            values = self._encode(turn)
+            values = turn_records(turn, self.core.seq)
+            self.core.seq += len(values)
             whole = values[0] if len(values) == 1 else encode_history(turn)
             offset = self._next_offset + len(records)
             entries.append(change_of(item.run, turn, whole, offset=offset, status=published_status(item.effects)))
@@ -425,10 +437,10 @@ class Processor:
                 consumed=self.core.consumed,
                 turns=item.turns,
             )
-            parts = split_snapshot(snapshot, bytes_max=SNAPSHOT_TURNS_BYTES_MAX)
-            self.core.seq += len(parts)
+            values = snapshot_records(snapshot)
+            self.core.seq += len(values)
             entries.append(Copied(item.workflow_id, self._next_offset + len(records), item.first_turn))
-            records += [(item.workflow_id.encode(), encode_history(part)) for part in parts]
+            records += [(item.workflow_id.encode(), value) for value in values]
         return self._append(records, entries, [], [])
 
     def under_way(self, workflow_id: str) -> list[Turn]:
@@ -451,19 +463,6 @@ class Processor:
             self._batches[-1].answers += answers
         else:
             self._publish(answers, None)
-
-    def _encode(self, turn: Turn) -> list[bytes]:
-        """Give the turn its seq and encode it, in parts where it is too large for one record."""
-        self.core.seq += 1
-        turn.seq = self.core.seq
-        value = encode_history(turn)
-        if len(value) <= RECORD_BYTES_MAX - ID_BYTES_MAX:
-            return [value]
-        sizes = [event_size(event) for event in turn.events]
-        parts = split(turn, sizes, bytes_max=RECORD_BYTES_MAX - TURN_OVERHEAD_BYTES)
-        self.core.seq += len(parts) - 1
-        turn.seq = self.core.seq
-        return [encode_history(part) for part in parts]
 
     # -- acknowledge -------------------------------------------------------------------------------------------------
 

@@ -1,40 +1,37 @@
-"""The timer service of one partition: follows the timers topic, and publishes a command for each timer that is due.
+"""The timer service of one partition: follows the timers topic, and hands each timer that is due to the owner.
 
 Rules:
 - **The log is the truth.** A record sets a timer, a tombstone ends it; the index is only a fold, in time order. A timer
   leaves it by its tombstone alone, which the engine writes once it took the timer in or needs it no more.
-- **Never early, never lost, perhaps twice.** A timer is sent when its time has come; it counts as sent when the log
-  has acknowledged the command. Until its tombstone it is sent again, ever more rarely; the engine ignores what is not
-  pending, so twice does no harm.
-- **Bounded.** One batch is under way at a time, so a slow log slows the service; after an outage the overdue ones go
-  out at a bounded rate. Nothing is kept in memory per timer.
+- **Never early, never lost, perhaps twice.** A timer is handed over when its time has come. Until its tombstone it is
+  handed over again, some time later or by the service of the next owner; the engine ignores what is not pending, so
+  twice does no harm.
+- **Bounded.** The owner takes a batch when it has room, so a slow log slows the service; after an outage the overdue
+  ones go out at a bounded rate. Of what waits for its tombstone a bounded number of keys is remembered, nothing of the
+  others.
 
-Index, big-endian so that byte order is time order:
+Index, big-endian so that byte order is time order; the key ends with its instant, so that a tombstone tells the row:
 
-    t <next ms> <key>  ->  command               `next`: when to send it (again); the command is made when it is set,
-    k <key>            ->  <next ms> <fire_at>   since then there is time: thousands may come due at one moment
+    t <fire_at ms> <key>  ->  record
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import struct
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import takewhile
+from typing import Final
 
 from streamflow.errors import Unavailable
-from streamflow.logs.base import COMMANDS, TIMERS, Log, Outgoing, Record
+from streamflow.logs.base import TIMERS, Log, Record
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
-
-log_ = logging.getLogger("streamflow.worker.timers")
 
 READ_RECORDS_MAX: Final = 1_000
 """Records folded in one write batch: a few milliseconds of work. Pairs of set and tombstone within it cost no write."""
 
 FIRE_BATCH_MAX: Final = 1_000
-"""Timers in one publish: it is acknowledged before the next is made, and its bookkeeping takes about 10 ms."""
+"""Timers handed over at once: the owner decides on them in one pass, of about 0.1 s."""
 
 FIRE_PER_SECOND_MAX: Final = 5_000
 """Long-term rate, a few times what one partition can take in: an outage's backlog must not bury fresh commands."""
@@ -42,35 +39,29 @@ FIRE_PER_SECOND_MAX: Final = 5_000
 FIRE_BURST_MAX: Final = 5_000
 """Timers that may go out at once after a quiet second, so that many due at the same moment are all in time."""
 
-RESEND_MS: Final = 10_000
-RESEND_MS_MAX: Final = 3_600_000
-"""A timer without a tombstone is sent again after as long as it is overdue, within these limits. The lower one is well
-above the time that the engine needs; the upper one keeps a timer whose tombstone the log has lost from being a load."""
+HANDED_OVER_MAX: Final = 10_000
+"""Timers that wait for their tombstone, above what the owner decides ahead of the log; then the service waits, too."""
+
+AGAIN_MS: Final = 10_000
+"""What has no tombstone after so long is handed over again: well above the time that the engine needs."""
+
+GATHER_SECONDS: Final = 0.002
+"""Where several are due at one moment, those of the other partitions are, too: all are taken in before the first pass
+over some keeps the loop from the others."""
 
 SLEEP_SECONDS_MAX: Final = 1.0
 """A wall clock that jumps forward is noticed this late at most."""
 
-BACKOFF_SECONDS: Final = 0.1
-BACKOFF_SECONDS_MAX: Final = 5.0
-"""Pause after a publish that the log could not take, doubled up to the maximum."""
-
-TIMES: Final = struct.Struct(">QQ")
-FIRST: Final = 0
+FIRST: Final = b"t"
 NEVER: Final = (1 << 63) - 1
-
-
-class _Due(NamedTuple):
-    key: bytes
-    next_ms: int
-    command: bytes
 
 
 class TimerService:
     """Fires the timers of one partition. `run` it until cancelled; the store belongs to the caller.
 
-    `fire_at_of(value)` says when (ms), `fire_command(key, value)` makes the record to publish then, a command of this
-    partition (it is called when the timer is set), and `on_fired` is told the lateness in seconds of each timer that
-    was sent for the first time.
+    `fire(records, at)` takes in the records of timers that were found due at `at` (ms), when there is room; it is the
+    owner's. `fire_at_of(key)` says when the timer of that key is due (ms), and `on_fired` is told the lateness in
+    seconds of each that was handed over for the first time.
     """
 
     def __init__(
@@ -81,28 +72,32 @@ class TimerService:
         *,
         clock: Clock,
         fire_at_of: Callable[[bytes], int],
-        fire_command: Callable[[bytes, bytes], Outgoing],
+        fire: Callable[[Sequence[bytes], int], Awaitable[None]],
         on_fired: Callable[[float], None] | None = None,
         fire_batch_max: int = FIRE_BATCH_MAX,
         fire_per_second_max: int = FIRE_PER_SECOND_MAX,
         fire_burst_max: int = FIRE_BURST_MAX,
+        handed_over_max: int = HANDED_OVER_MAX,
     ) -> None:
-        assert 0 < fire_batch_max <= fire_burst_max, (fire_batch_max, fire_burst_max)
+        assert 0 < fire_batch_max <= min(fire_burst_max, handed_over_max), (fire_batch_max, fire_burst_max)
         self.partition = partition
         self._log = log
         self._store = store
         self._clock = clock
         self._fire_at_of = fire_at_of
-        self._fire_command = fire_command
+        self._fire = fire
         self._on_fired = on_fired
         self._batch_max = fire_batch_max
         self._rate = fire_per_second_max / 1000
         self._burst_max = fire_burst_max
+        self._handed_over_max = handed_over_max
         self._allowed: float = fire_burst_max
         self._allowed_at_ms = clock.now_ms()
-        # No timer in the index is before this. Where timers were sent or dropped RocksDB keeps tombstones for a
-        # while, and each look for the first timer would walk over all of them.
-        self._from_ms = FIRST
+        # No timer that is still to be handed over is before this row. Where timers were dropped RocksDB keeps
+        # tombstones for a while, and each look for the first timer would walk over all of them.
+        self._from = FIRST
+        self._handed_over: dict[bytes, int] = {}  # and when (ms), oldest first
+        self._before: set[bytes] = set()  # handed over earlier, and now again
         self._sleeping_until_ms = NEVER
         self._earlier = asyncio.Event()
 
@@ -111,7 +106,7 @@ class TimerService:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow(), name=f"timers-follow-p{self.partition}")
-                tasks.create_task(self._fire(), name=f"timers-fire-p{self.partition}")
+                tasks.create_task(self._fire_all(), name=f"timers-fire-p{self.partition}")
         except BaseExceptionGroup as group:
             # One of two tasks failed and the other was cancelled: the group says no more than its first member.
             raise group.exceptions[0] from None
@@ -126,32 +121,26 @@ class TimerService:
         """Fold a batch into the index, one write for all of it."""
         puts: dict[bytes, bytes] = {}
         deletes: list[bytes] = []
-        earliest_ms = NEVER
+        was_full = self._is_full
         # The last record of a key decides: a timeout that was set and dropped within the batch leaves no trace.
         for key, value in {record.key: record.value for record in records}.items():
-            indexed = self._store.get(b"k" + key)
-            next_ms, fire_at = TIMES.unpack(indexed) if indexed is not None else (NEVER, NEVER)
+            row = self._row(key)
             if value is not None:
-                command = self._command(key, value)
-                if (wanted := self._fire_at(value)) == fire_at:  # the same again: sent stays sent
-                    puts[_row(next_ms, key)] = command
-                    continue
-                puts[_row(wanted, key)] = command
-                puts[b"k" + key] = TIMES.pack(wanted, wanted)
-                earliest_ms = min(earliest_ms, wanted)
-                if next_ms == wanted:  # that row is the one just put
-                    continue
-            elif indexed is not None:
-                deletes.append(b"k" + key)
-            if indexed is not None:
-                deletes.append(_row(next_ms, key))
+                puts[row] = value
+                continue
+            self._handed_over.pop(key, None)
+            if self._store.get(row) is not None:
+                deletes.append(row)
         self._store.write(puts, deletes, applied_offset=records[-1].offset + 1)
-        self._from_ms = min(self._from_ms, earliest_ms)
-        if earliest_ms < self._sleeping_until_ms:
+        if puts:
+            first = min(puts)
+            self._from = min(self._from, first)
+            if _instant(first) < self._sleeping_until_ms:
+                self._earlier.set()
+        if was_full and not self._is_full:
             self._earlier.set()
 
-    async def _fire(self) -> None:
-        backoff = BACKOFF_SECONDS
+    async def _fire_all(self) -> None:
         while True:
             now_ms = self._clock.now_ms()
             due, next_ms = self._look(now_ms)
@@ -159,29 +148,44 @@ class TimerService:
                 await self._sleep_until(next_ms, now_ms)
                 continue
             await self._pace(len(due))
-            try:
-                await self._log.publish([self._outgoing(timer.command) for timer in due])
-            except Unavailable as error:
-                log_.warning("partition %d: timers wait: %s; trying again in %.1f s", self.partition, error, backoff)
-                await self._clock.wait(asyncio.Event(), backoff)
-                backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
-                continue
-            backoff = BACKOFF_SECONDS
-            # First let those who wait for the commands take them: book-keeping makes nobody late but the next batch.
-            await asyncio.sleep(0)
-            self._sent(due)
+            now_ms = self._clock.now_ms()
+            if len(due) > 1:
+                await self._clock.wait(asyncio.Event(), GATHER_SECONDS)
+            self._handed_over.update(dict.fromkeys(due, now_ms))
+            await self._fire(list(due.values()), now_ms)
+            self._fired(due)
 
-    def _look(self, now_ms: int) -> tuple[list[_Due], int]:
-        """The timers that are due now, at most a batch, and when the first of the others is."""
-        due: list[_Due] = []
-        for row, command in self._store.scan(b"t", start=_row(self._from_ms, b""), limit=self._batch_max + 1):
-            next_ms = int.from_bytes(row[1:9], "big")
-            if not due:
-                self._from_ms = next_ms
-            if next_ms > now_ms or len(due) == self._batch_max:
-                return due, next_ms
-            due.append(_Due(row[9:], next_ms, command))
-        return due, NEVER
+    def _look(self, now_ms: int) -> tuple[dict[bytes, bytes], int]:
+        """The timers that are due now, by key, at most a batch, and when to look again where there are none."""
+        self._look_again_for_stuck(now_ms)
+        due: dict[bytes, bytes] = {}
+        again_ms = next((at + AGAIN_MS for at in self._handed_over.values()), NEVER)
+        while not self._is_full:
+            rows = self._store.scan(b"t", start=self._from, limit=self._batch_max)
+            count = 0
+            for row, value in rows:
+                count += 1
+                if _instant(row) > now_ms:
+                    self._from = row
+                    return due, min(_instant(row), again_ms)
+                if (key := row[9:]) not in self._handed_over:
+                    due[key] = value
+                self._from = row + b"\0"
+            if due or count < self._batch_max:
+                break
+        return due, again_ms
+
+    def _look_again_for_stuck(self, now_ms: int) -> None:
+        """Find again what was handed over long ago, and has no tombstone yet."""
+        stuck = set(takewhile(lambda key: self._handed_over[key] + AGAIN_MS <= now_ms, self._handed_over))
+        for key in stuck:
+            del self._handed_over[key]
+        if stuck:
+            self._before, self._from = stuck, FIRST
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._handed_over) + self._batch_max > self._handed_over_max
 
     async def _sleep_until(self, next_ms: int, now_ms: int) -> None:
         self._sleeping_until_ms = next_ms
@@ -201,37 +205,19 @@ class TimerService:
             seconds = (wanted - self._allowed) / self._rate / 1000
             await self._clock.wait(asyncio.Event(), min(seconds, SLEEP_SECONDS_MAX))
 
-    def _sent(self, due: Sequence[_Due]) -> None:
-        """Move what was sent to the time at which it is sent again, unless its tombstone came meanwhile."""
+    def _fired(self, due: dict[bytes, bytes]) -> None:
         now_ms = self._clock.now_ms()
-        puts: dict[bytes, bytes] = {}
-        deletes: list[bytes] = []
-        for timer in due:
-            indexed = self._store.get(b"k" + timer.key)
-            next_ms, fire_at = TIMES.unpack(indexed) if indexed is not None else (NEVER, NEVER)
-            if next_ms != timer.next_ms:
-                continue
-            if self._on_fired is not None and next_ms == fire_at:
-                self._on_fired((now_ms - fire_at) / 1000)
-            again_ms = now_ms + min(max(now_ms - fire_at, RESEND_MS), RESEND_MS_MAX)
-            deletes.append(_row(timer.next_ms, timer.key))
-            puts[_row(again_ms, timer.key)] = timer.command
-            puts[b"k" + timer.key] = TIMES.pack(again_ms, fire_at)
-        self._store.write(puts, deletes, applied_offset=self._store.applied_offset)
+        for key in due if self._on_fired is not None else ():
+            if key not in self._before:
+                self._on_fired((now_ms - self._fire_at(key)) / 1000)  # type: ignore[misc]
 
-    def _command(self, key: bytes, value: bytes) -> bytes:
-        made = self._fire_command(key, value)
-        assert made.partition == self.partition and made.value is not None, made
-        return len(made.key).to_bytes(2, "big") + made.key + made.value
+    def _row(self, key: bytes) -> bytes:
+        return b"t" + self._fire_at(key).to_bytes(8, "big") + key
 
-    def _outgoing(self, command: bytes) -> Outgoing:
-        end = 2 + int.from_bytes(command[:2], "big")
-        return Outgoing(COMMANDS, self.partition, command[2:end], command[end:])
-
-    def _fire_at(self, value: bytes) -> int:
+    def _fire_at(self, key: bytes) -> int:
         # Before 1970 is overdue like any other past, and would not sort.
-        return max(0, self._fire_at_of(value))
+        return max(0, self._fire_at_of(key))
 
 
-def _row(next_ms: int, key: bytes) -> bytes:
-    return b"t" + next_ms.to_bytes(8, "big") + key
+def _instant(row: bytes) -> int:
+    return int.from_bytes(row[1:9], "big")

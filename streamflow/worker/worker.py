@@ -21,6 +21,7 @@ from typing import Final
 
 from streamflow.codec.registry import Schemas
 from streamflow.config import LIMITS, Limits
+from streamflow.core.effects import TimerRecord
 from streamflow.core.inputs import CodeFactory
 from streamflow.core.machines.run import Run
 from streamflow.core.replay import Execution
@@ -34,7 +35,6 @@ from streamflow.worker.ending import end
 from streamflow.worker.executor import Executor
 from streamflow.worker.gauges import LAG_SECONDS, Lags, read
 from streamflow.worker.host import Host, ProcessHost
-from streamflow.worker.outbox import fire_at_of, fire_command
 from streamflow.worker.processor import Processor, ProcessorState
 from streamflow.worker.queues import QueueService
 from streamflow.worker.timers import TimerService
@@ -335,8 +335,8 @@ class Worker:
                 timer_store,
                 partition,
                 clock=self.clock,
-                fire_at_of=fire_at_of,
-                fire_command=partial(fire_command, partition=partition),
+                fire_at_of=TimerRecord.fire_at_of,
+                fire=processor.fire,
                 on_fired=TIMER_LATENESS.observe,
             )
             self.processors[partition] = processor

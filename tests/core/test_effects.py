@@ -31,6 +31,11 @@ def test_a_timers_key_is_stable():
     assert timer.key == "ordér\0002.step.7.3.99".encode()
 
 
+@given(TIMERS)
+def test_a_timers_key_says_when_it_is_due(timer):
+    assert TimerRecord.fire_at_of(timer.key) == timer.fire_at
+
+
 @given(TIMERS, TIMERS)
 def test_two_timers_share_a_key_only_if_they_are_one(one, other):
     assert (one.key == other.key) is (one == other)

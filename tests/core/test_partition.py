@@ -14,6 +14,7 @@ from streamflow.core.commands import (
 )
 from streamflow.core.effects import (
     CancelAttempt,
+    DropTimer,
     RecordStart,
     SendReply,
     SetTimer,
@@ -285,3 +286,27 @@ def test_code_that_diverges_on_a_step_failed_by_a_new_owner_is_blocked_at_once()
     world.owner().recover("w")
     assert kinds(world.decide()) == ["StepFailed", "RunBlocked"]
     assert world.live() == world.run()
+
+
+# -- timers ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_timer_that_the_owner_finds_due_fires_without_a_command():
+    world = World(work=sleeps)
+    world.start()
+    (timer,) = [effect.timer for effect in world.of(SetTimer)]
+    world.partition.timer(timer)
+    assert world.partition.has_work
+    assert kinds(world.decide(timer.fire_at - world.now)) == ["TimerFired", "RunCompleted"]
+    assert world.partition.consumed == world.partition.next_command
+    world.partition.timer(timer)
+    assert world.decide() == [] and [effect.timer for effect in world.of(DropTimer)] == [timer]
+
+
+def test_a_timer_of_the_owner_does_not_fire_a_millisecond_early():
+    world = World(work=sleeps)
+    world.start()
+    (timer,) = [effect.timer for effect in world.of(SetTimer)]
+    world.partition.timer(timer)
+    assert world.decide(timer.fire_at - world.now - 1) == []
+    assert world.partition.at == timer.fire_at - 1

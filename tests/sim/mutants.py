@@ -19,7 +19,7 @@ import streamflow.worker.worker
 from streamflow.core import replay
 from streamflow.core.commands import Command, SignalWorkflow
 from streamflow.core.derive import effects_since
-from streamflow.core.effects import Effect, SetTimer, StartAttempt
+from streamflow.core.effects import Effect, SetTimer, StartAttempt, TimerRecord
 from streamflow.core.events import (
     Claim,
     RunTerminated,
@@ -501,14 +501,14 @@ class Early(int):
 @mutation("5", seeds=10)
 def fire_timers_early() -> Patch:
     """Timers are due 0.4 s before their time."""
-    usual = Run.timer_due_at
+    usual, due_at = TimerRecord.fire_at_of, Run.timer_due_at
 
-    def fire_at_of(value: bytes) -> int:
-        return max(0, outbox.fire_at_of(value) - 400)
+    def fire_at_of(key: bytes) -> int:
+        return max(0, usual(key) - 400)
 
     return both(
-        swap(streamflow.worker.worker, "fire_at_of", fire_at_of),
-        swap(Run, "timer_due_at", lambda self, kind, number: Early(usual(self, kind, number))),
+        mock.patch.object(TimerRecord, "fire_at_of", fire_at_of),
+        swap(Run, "timer_due_at", lambda self, kind, number: Early(due_at(self, kind, number))),
     )
 
 
@@ -518,9 +518,9 @@ def look_for_no_earlier_timer() -> Patch:
     usual = TimerService._apply
 
     def apply(self: TimerService, records: Any) -> None:
-        before = self._from_ms
+        before = self._from
         usual(self, records)
-        self._from_ms = before
+        self._from = before
 
     return swap(TimerService, "_apply", apply)
 

@@ -18,9 +18,10 @@ from streamflow.codec.avro import (
     decode_status,
     decode_timer,
     encode_command,
+    encode_timer,
 )
 from streamflow.config import Limits
-from streamflow.core.commands import Body, Command, FireTimer, SignalWorkflow, StartWorkflow
+from streamflow.core.commands import Body, Command, SignalWorkflow, StartWorkflow
 from streamflow.core.effects import DeadLetter, Reply, TimerRecord
 from streamflow.core.events import HistoryRecord, StepAttemptFailed, StepCompleted, StepFailed, Turn
 from streamflow.core.inputs import CodeFactory
@@ -230,12 +231,11 @@ class World:
     async def start(self, workflow_id: str, workflow: str, args: bytes = b"[]", **fields: Any) -> str:
         return await self.send(workflow_id, StartWorkflow(workflow=workflow, args=args, **fields))
 
-    async def fire(self, timer: TimerRecord) -> None:
-        self.clock.advance_to(timer.fire_at)
-        body = FireTimer(
-            kind=timer.kind, run=timer.run, number=timer.number, attempt=timer.attempt, fire_at=timer.fire_at
-        )
-        await self.send(timer.workflow_id, body, reply_to=None)
+    async def fire(self, *timers: TimerRecord) -> None:
+        """They are found due, as the timer service finds them."""
+        self.clock.advance_to(max(timer.fire_at for timer in timers))
+        await self.processor.fire(list(map(encode_timer, timers)), self.clock.at_ms)
+        await settle()
 
     # -- what is in the log ------------------------------------------------------------------------------------------
 

@@ -10,10 +10,9 @@ from streamflow.codec.avro import (
     decode_reply,
     decode_status,
     decode_task,
-    encode_timer,
 )
 from streamflow.config import PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX
-from streamflow.core.commands import CancelWorkflow, Command, FireTimer
+from streamflow.core.commands import CancelWorkflow, Command
 from streamflow.core.effects import (
     CancelAttempt,
     DeadLetter,
@@ -34,7 +33,7 @@ from streamflow.core.effects import (
 from streamflow.errors import ErrorInfo
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, REPLIES, STATUS, TIMERS, Outgoing
 from streamflow.logs.checks import check_size
-from streamflow.worker.outbox import dead_letter, encode_fitting, fire_at_of, fire_command, outgoing
+from streamflow.worker.outbox import dead_letter, encode_fitting, outgoing
 
 TIMER = TimerRecord(workflow_id="w", kind="sleep", run=1, number=2, attempt=0, fire_at=77)
 
@@ -129,12 +128,5 @@ def test_a_dead_letter_always_fits(key: bytes, value: bytes | None, reason: str)
     assert found.value == (value if value == b"v" else None)
 
 
-def test_a_timer_fires_as_the_same_command_however_often():
-    value = encode_timer(TIMER)
-    assert fire_at_of(value) == 77
-    record = fire_command(TIMER.key, value, partition=3)
-    assert (record.topic, record.partition, record.key) == (COMMANDS, 3, b"w")
-    command = decode_command(record.value or b"")
-    assert command.body == FireTimer(kind="sleep", run=1, number=2, attempt=0, fire_at=77)
-    assert command.command_id == TIMER.key.decode() and command.reply_to is None
-    assert fire_command(TIMER.key, value, partition=3) == record
+def test_a_timer_s_key_says_when_it_is_due():
+    assert TIMER.fire_at_of(TIMER.key) == TIMER.fire_at == 77

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamflow.codec.avro import encode_command
+from streamflow.codec.avro import encode_command, encode_timer
 from streamflow.config import RECORD_BYTES_MAX
 from streamflow.core.commands import (
     CancelWorkflow,
@@ -20,6 +20,7 @@ from streamflow.core.commands import (
     TerminateWorkflow,
 )
 from streamflow.ids import partition_of
+from streamflow.logs.base import COMMANDS
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.processor import ProcessorState
 from tests.worker import flows
@@ -307,5 +308,83 @@ def test_runs_that_cannot_leave_memory_do_not_keep_the_others_there():
                 await it.start(f"idle{n}", "listens")
             await it.send("idle0", signal())
             assert sum(name.startswith("idle") for name in it.processor.core.live) <= 2
+
+    run(test())
+
+
+# --------------------------------------------------------------------------------------------------------------- timers
+
+
+def test_timers_that_are_due_make_one_pass_and_no_command():
+    async def test():
+        async with world(flows.app) as it:
+            for workflow_id in ("a", "b", "c"):
+                await it.start(workflow_id, "sleeps", b"[1]")
+            commands = len(await it.records(COMMANDS))
+            timers = await it.timers()
+            it.log.hold_appends = True
+            await it.fire(*timers)
+            (append,) = it.log.appends
+            assert [turn.workflow_id for turn in append.what] == ["a", "b", "c"]
+            assert {turn.at for turn in append.what} == {it.clock.at_ms}
+            assert len(await it.timers()) == 3, "nothing is dropped before the turns are durable"
+            await append.release()
+            assert await it.timers() == []
+            assert [await it.state_of(workflow_id) for workflow_id in "abc"] == ["completed"] * 3
+            assert len(await it.records(COMMANDS)) == commands
+
+    run(test())
+
+
+def test_a_timer_counts_from_the_instant_at_which_it_was_found_due():
+    async def test():
+        async with world(flows.app) as it:
+            await it.start("a", "sleeps", b"[1]")
+            (timer,) = await it.timers()
+            it.clock.advance_to(timer.fire_at + 30)
+            await it.processor.fire([encode_timer(timer)], timer.fire_at + 10)
+            await settle()
+            assert [turn.at for turn in turns(await it.history_of("a"))][-1] == timer.fire_at + 10
+
+    run(test())
+
+
+def test_timers_wait_for_room_and_count_from_when_there_is():
+    async def test():
+        async with world(flows.app) as it:
+            await it.start("a", "sleeps", b"[1]")
+            (timer,) = await it.timers()
+            it.clock.advance_to(timer.fire_at)
+            it.executor.is_full = True
+            fire = asyncio.create_task(it.processor.fire([encode_timer(timer)], timer.fire_at))
+            await settle()
+            assert not fire.done() and await it.state_of("a") == "running"
+            it.clock.advance_to(timer.fire_at + 5_000)
+            it.executor.make_room()
+            await fire
+            await settle()
+            assert await it.state_of("a") == "completed"
+            assert [turn.at for turn in turns(await it.history_of("a"))][-1] == timer.fire_at + 5_000
+
+    run(test())
+
+
+def test_timers_wait_until_the_runs_that_need_attention_had_theirs():
+    async def test():
+        async with world(flows.app) as it:
+            await it.start("a", "sleeps", b"[1]")
+            (timer,) = await it.timers()
+            await it.kill()
+            it.clock.advance_to(timer.fire_at)
+            it.executor.is_full = True
+            processor = it.make()
+            fire = asyncio.create_task(processor.fire([encode_timer(timer)], timer.fire_at))
+            await settle()
+            assert processor.status is ProcessorState.RESTORING and not fire.done()
+            it.executor.make_room()
+            it.task = asyncio.create_task(processor.run())
+            await fire
+            await settle()
+            assert await it.state_of("a") == "completed"
 
     run(test())

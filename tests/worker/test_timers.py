@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from streamflow.errors import Unavailable
-from streamflow.logs.base import COMMANDS, TIMERS, Log, Outgoing
+from streamflow.logs.base import TIMERS, Log, Outgoing
 from streamflow.logs.open import open_log
 from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.store.rocks import open_rocks
 from streamflow.worker import timers
 from streamflow.worker.clock import Clock
-from streamflow.worker.timers import RESEND_MS, RESEND_MS_MAX, TimerService
+from streamflow.worker.timers import AGAIN_MS, GATHER_SECONDS, TimerService
+
+GATHER_MS = round(GATHER_SECONDS * 1000)
 
 
 class ManualClock(Clock):
@@ -61,28 +63,32 @@ async def settle() -> None:
 
 
 class World:
-    """A log, a store, a clock, and a timer service that can be killed and started again."""
+    """A log, a store, a clock, an owner, and a timer service that can be killed and started again."""
 
     def __init__(self, log: Log, store: Store) -> None:
         self.log, self.store, self.clock = log, store, ManualClock()
         self.late: list[float] = []
-        self.publishes: list[int] = []
-        self.refusals = 0
-        self._publish = log.publish
+        self.fired: list[str] = []
+        """The timers that the owner took in."""
+        self.batches: list[int] = []
+        self.instants: list[int] = []
+        """When the batches were found due."""
+        self.has_room = asyncio.Event()
+        self.has_room.set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self, **limits: int) -> None:
+        options: dict[str, Any] = {"on_fired": self.late.append, **limits}
         service = TimerService(
-            self.log,
-            self.store,
-            0,
-            clock=self.clock,
-            fire_at_of=int,
-            fire_command=lambda key, value: Outgoing(COMMANDS, 0, key, value),
-            on_fired=self.late.append,
-            **limits,
+            self.log, self.store, 0, clock=self.clock, fire_at_of=fire_at_of, fire=self.take, **options
         )
         self._task = asyncio.create_task(service.run())
+
+    async def take(self, timers: Sequence[bytes], at: int) -> None:
+        await self.has_room.wait()
+        self.fired += [value.decode() for value in timers]
+        self.batches.append(len(timers))
+        self.instants.append(at)
 
     async def kill(self) -> None:
         assert self._task is not None
@@ -90,35 +96,34 @@ class World:
         with suppress(asyncio.CancelledError):
             await self._task
 
-    def publish(self, records: Sequence[Outgoing], *, published: tuple[int, int] | None = None) -> asyncio.Future[None]:
-        """What the service calls: counted, and refused when a test says so."""
-        if self.refusals:
-            self.refusals -= 1
-            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            refused.set_exception(Unavailable("disk full"))
-            return refused
-        self.publishes.append(len(records))
-        return self._publish(records, published=published)
+    async def write(self, *timers: tuple[str, int]) -> None:
+        """Set timers: each has a name and an instant."""
+        await self.publish([Outgoing(TIMERS, 0, key(name, at), name.encode()) for name, at in timers])
 
-    async def write(self, **times: int | None) -> None:
-        """Timer records by key: a time sets, None drops."""
-        await self._publish(
-            [Outgoing(TIMERS, 0, key.encode(), None if at is None else b"%d" % at) for key, at in times.items()]
-        )
+    async def drop(self, *timers: tuple[str, int]) -> None:
+        """Their tombstones."""
+        await self.publish([Outgoing(TIMERS, 0, key(name, at), None) for name, at in timers])
+
+    async def publish(self, records: Sequence[Outgoing]) -> None:
+        await self.log.publish(records)
         await settle()
-
-    async def fired(self) -> list[str]:
-        return [record.key.decode() for record in await self.log.read(COMMANDS, 0, 0, limit=100_000)]
 
     def rows(self) -> int:
         return sum(1 for _ in self.store.scan(b""))
+
+
+def key(name: str, at: int) -> bytes:
+    return b"%s.%d" % (name.encode(), at)
+
+
+def fire_at_of(key: bytes) -> int:
+    return int(key.rpartition(b".")[2])
 
 
 @asynccontextmanager
 async def world(store: Store | None = None) -> AsyncIterator[World]:
     log = await open_log("memory://timers", app="t", partitions=1)
     made = World(log, store or MemoryStore())
-    log.publish = made.publish  # type: ignore[method-assign]
     try:
         yield made
     finally:
@@ -137,15 +142,16 @@ def test_fires_when_due_and_not_before() -> None:
         async with world() as w:
             w.start()
             now = w.clock.at_ms
-            await w.write(b=now + 2000, a=now + 1000, past=now - 5)
-            assert await w.fired() == ["past"]
+            await w.write(("b", now + 2000), ("a", now + 1000), ("past", now - 5))
+            assert w.fired == ["past"]
             await w.clock.advance(999)
-            assert await w.fired() == ["past"]
+            assert w.fired == ["past"]
             await w.clock.advance(1)
-            assert await w.fired() == ["past", "a"]
+            assert w.fired == ["past", "a"]
             await w.clock.advance(1000)
-            assert await w.fired() == ["past", "a", "b"]
+            assert w.fired == ["past", "a", "b"]
             assert w.late == [0.005, 0, 0]
+            assert w.instants == [now, now + 1000, now + 2000]
 
     run(main)
 
@@ -155,26 +161,37 @@ def test_an_earlier_timer_ends_the_sleep() -> None:
         async with world() as w:
             w.start()
             now = w.clock.at_ms
-            await w.write(late=now + 500)
-            await w.write(early=now + 100)
+            await w.write(("late", now + 500))
+            await w.write(("early", now + 100))
             await w.clock.advance(100)
-            assert await w.fired() == ["early"]
+            assert w.fired == ["early"]
 
     run(main)
 
 
-def test_dropped_and_moved_timers_do_not_fire() -> None:
+def test_one_that_is_set_behind_those_that_were_taken_is_found() -> None:
     async def main() -> None:
         async with world() as w:
             w.start()
             now = w.clock.at_ms
-            await w.write(dropped=now + 100, moved=now + 100, sooner=now + 9000)
-            await w.write(dropped=None, moved=now + 5000, sooner=now + 50, never_set=None)
+            await w.write(("a", now - 10), ("b", now - 5))
+            await w.clock.advance(GATHER_MS)
+            await w.write(("earlier", now - 100))
+            assert w.fired == ["a", "b", "earlier"], "and those that were taken are not taken again"
+
+    run(main)
+
+
+def test_dropped_timers_do_not_fire() -> None:
+    async def main() -> None:
+        async with world() as w:
+            w.start()
+            now = w.clock.at_ms
+            await w.write(("dropped", now + 100), ("kept", now + 100))
+            await w.drop(("dropped", now + 100), ("never set", now + 7))
             await w.clock.advance(1000)
-            assert await w.fired() == ["sooner"]
-            await w.clock.advance(4000)
-            assert await w.fired() == ["sooner", "moved"]
-            await w.write(moved=None, sooner=None)
+            assert w.fired == ["kept"]
+            await w.drop(("kept", now + 100))
             assert w.rows() == 0
 
     run(main)
@@ -193,7 +210,7 @@ def test_set_and_dropped_within_a_batch_touches_nothing() -> None:
             w.store.write = spy  # type: ignore[method-assign, assignment]
             records = []
             for n in range(100):
-                records += [Outgoing(TIMERS, 0, b"%d" % n, b"9999999"), Outgoing(TIMERS, 0, b"%d" % n, None)]
+                records += [Outgoing(TIMERS, 0, b"%d.9999999" % n, b"x"), Outgoing(TIMERS, 0, b"%d.9999999" % n, None)]
             await w.log.publish(records)
             w.start()
             await settle()
@@ -203,76 +220,87 @@ def test_set_and_dropped_within_a_batch_touches_nothing() -> None:
     run(main)
 
 
-def test_sent_again_until_the_tombstone_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_again_and_dropped_within_a_batch_is_gone() -> None:
+    async def main() -> None:
+        async with world() as w:
+            w.start()
+            at = w.clock.at_ms + 100
+            await w.write(("a", at))
+            await w.publish([Outgoing(TIMERS, 0, key("a", at), b"a"), Outgoing(TIMERS, 0, key("a", at), None)])
+            await w.clock.advance(200)
+            assert w.fired == [] and w.rows() == 0
+
+    run(main)
+
+
+def test_handed_over_again_until_the_tombstone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timers, "SLEEP_SECONDS_MAX", 1e9)  # a day in seconds would be many steps
 
     async def main() -> None:
         async with world() as w:
             w.start()
-            await w.write(a=w.clock.at_ms, b=w.clock.at_ms)
-            assert await w.fired() == ["a", "b"]
-            await w.write(b=None)
-            await w.clock.advance(RESEND_MS - 1)
-            assert await w.fired() == ["a", "b"]
+            at = w.clock.at_ms
+            await w.write(("a", at), ("b", at))
+            await w.clock.advance(GATHER_MS)
+            assert w.fired == ["a", "b"]
+            await w.drop(("b", at))
+            await w.clock.advance(AGAIN_MS - GATHER_MS - 1)
+            assert w.fired == ["a", "b"]
             await w.clock.advance(1)
-            assert await w.fired() == ["a", "b", "a"]
-            assert w.late == [0, 0], "only the first time is lateness"
-            await w.clock.advance(24 * RESEND_MS_MAX)
-            assert 24 < len(await w.fired()) < 40
-            await w.write(a=None)
-            sent = len(await w.fired())
-            await w.clock.advance(2 * RESEND_MS_MAX)
-            assert len(await w.fired()) == sent
+            assert w.fired == ["a", "b", "a"]
+            await w.clock.advance(AGAIN_MS)
+            assert w.fired == ["a", "b", "a", "a"]
+            assert w.late == [GATHER_MS / 1000] * 2, "only the first time is lateness"
+            await w.drop(("a", at))
+            await w.clock.advance(3 * AGAIN_MS)
+            assert w.fired == ["a", "b", "a", "a"]
             assert w.rows() == 0
 
     run(main)
 
 
-def test_a_record_repeated_after_it_was_sent_stays_sent() -> None:
+def test_a_record_repeated_after_it_was_taken_is_not_taken_again() -> None:
     async def main() -> None:
         async with world() as w:
             w.start()
             at = w.clock.at_ms
-            await w.write(a=at)
-            await w.write(a=at)
+            await w.write(("a", at))
+            await w.write(("a", at))
             await w.clock.advance(1)
-            assert await w.fired() == ["a"]
-            await w.write(a=at + RESEND_MS)  # moved to exactly where its resending waits
-            await w.clock.advance(RESEND_MS)
-            assert await w.fired() == ["a", "a"]
-            await w.write(a=None)
+            assert w.fired == ["a"]
+            await w.drop(("a", at))
             assert w.rows() == 0
 
     run(main)
 
 
-def test_tombstone_during_the_publish_wins() -> None:
+def test_an_owner_without_room_is_waited_for() -> None:
     async def main() -> None:
         async with world() as w:
             w.start()
-            at = w.clock.at_ms + 10
-            await w.write(a=at)
-            gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            w.log.publish = lambda records, *, published=None: gate  # type: ignore[method-assign]
-            await w.clock.advance(10)
-            await w.write(a=None)
-            gate.set_result(None)
+            w.has_room.clear()
+            at = w.clock.at_ms
+            await w.write(("a", at))
+            await w.clock.advance(700)
+            assert w.fired == [] and w.late == []
+            w.has_room.set()
             await settle()
-            assert w.rows() == 0
+            assert w.fired == ["a"] and w.late == [0.7]
 
     run(main)
 
 
-def test_refused_publish_is_tried_again_and_loses_nothing() -> None:
+def test_a_tombstone_while_the_owner_has_no_room_takes_the_row() -> None:
     async def main() -> None:
         async with world() as w:
             w.start()
-            w.refusals = 3
-            await w.write(a=w.clock.at_ms)
-            assert await w.fired() == []
-            await w.clock.advance(100 + 200 + 400)
-            assert await w.fired() == ["a"]
-            assert w.late == [0.7]
+            w.has_room.clear()
+            at = w.clock.at_ms
+            await w.write(("a", at))
+            await w.drop(("a", at))
+            w.has_room.set()
+            await w.clock.advance(2 * AGAIN_MS)
+            assert w.fired == ["a"] and w.rows() == 0
 
     run(main)
 
@@ -283,43 +311,34 @@ def test_restart_goes_on_from_the_store(tmp_path: Path) -> None:
         async with world(store) as w:
             w.start()
             now = w.clock.at_ms
-            await w.write(a=now + 100, b=now + 200, c=now + 60_000)
+            await w.write(("a", now + 100), ("b", now + 200), ("c", now + 60_000))
             await w.clock.advance(150)
-            await w.write(a=None)
+            await w.drop(("a", now + 100))
             await w.kill()
             w.store.close()
             w.store = open_rocks(tmp_path / "timers", identity="t", log_start=0, log_end=1 << 40)
             assert w.store.applied_offset == 4
-            await w.write(d=now + 300)
+            await w.write(("d", now + 300))
             await w.clock.advance(1000)
             w.start()
-            await settle()
-            assert await w.fired() == ["a", "b", "d"]
+            await w.clock.advance(GATHER_MS)
+            assert w.fired == ["a", "b", "d"]
             await w.clock.advance(60_000)
-            assert "c" in await w.fired()
+            assert "c" in w.fired
 
     run(main)
 
 
-def test_killed_between_publish_and_note_sends_again() -> None:
+def test_what_the_owner_took_in_vain_is_handed_to_the_next_at_once() -> None:
     async def main() -> None:
         async with world() as w:
             w.start()
-            real, gate = w.log.publish, asyncio.get_running_loop().create_future()
-
-            def unacknowledged(
-                records: Sequence[Outgoing], *, published: tuple[int, int] | None = None
-            ) -> asyncio.Future[None]:
-                real(records)
-                return gate
-
-            w.log.publish = unacknowledged  # type: ignore[method-assign]
-            await w.write(a=w.clock.at_ms)
-            await w.kill()
-            w.log.publish = real  # type: ignore[method-assign]
+            await w.write(("a", w.clock.at_ms))
+            assert w.fired == ["a"]
+            await w.kill()  # the owner with it, before its turn was durable
             w.start()
             await settle()
-            assert await w.fired() == ["a", "a"]
+            assert w.fired == ["a", "a"]
 
     run(main)
 
@@ -328,19 +347,40 @@ def test_backlog_goes_out_in_batches_at_a_bounded_rate() -> None:
     async def main() -> None:
         async with world() as w:
             now = w.clock.at_ms
-            await w.write(**{f"{n:05d}": now - 100_000 + n for n in range(3500)})
+            await w.write(*((f"{n:05d}", now - 100_000 + n) for n in range(3500)))
             w.start(fire_batch_max=100, fire_burst_max=500, fire_per_second_max=1000)
-            await w.clock.advance(0)
+            await w.clock.advance(5 * GATHER_MS)
             for _ in range(20):
                 await settle()
-            assert len(await w.fired()) == 500
+            assert len(w.fired) == 500
             await w.clock.advance(1000)
-            assert 1400 <= len(await w.fired()) <= 1500
+            assert 1400 <= len(w.fired) <= 1500
             await w.clock.advance(2100)
-            fired = await w.fired()
-            assert fired == sorted(fired)
-            assert len(fired) == 3500
-            assert max(w.publishes) == 100
+            assert w.fired == sorted(w.fired)
+            assert len(w.fired) == 3500
+            assert max(w.batches) == 100
+
+    run(main)
+
+
+def test_so_many_at_most_wait_for_their_tombstones() -> None:
+    async def main() -> None:
+        async with world() as w:
+            now = w.clock.at_ms
+            due = [(f"{n:05d}", now - 1000 + n) for n in range(350)]
+            await w.write(*due)
+            w.start(fire_batch_max=100, handed_over_max=250)
+            await w.clock.advance(10 * GATHER_MS)
+            assert len(w.fired) == 200
+            await w.drop(*due[:49])
+            await w.clock.advance(10 * GATHER_MS)
+            assert len(w.fired) == 200, "a batch would be too many"
+            await w.drop(*due[49:60])
+            await w.clock.advance(10 * GATHER_MS)
+            assert len(w.fired) == 300
+            await w.drop(*due[60:])
+            await w.clock.advance(10 * GATHER_MS)
+            assert len(w.fired) == 300 and w.rows() == 0
 
     run(main)
 
@@ -349,14 +389,15 @@ def test_many_due_at_once_take_few_batches() -> None:
     async def main() -> None:
         async with world() as w:
             at = w.clock.at_ms + 1000
-            await w.write(**{f"{n:05d}": at for n in range(2000)})
+            await w.write(*((f"{n:05d}", at) for n in range(2000)))
             w.start()
             await w.clock.advance(999)
-            assert await w.fired() == []
-            await w.clock.advance(1)
-            assert len(await w.fired()) == 2000
-            assert w.publishes == [1000, 1000]
-            assert max(w.late) == 0
+            assert w.fired == []
+            await w.clock.advance(1 + 2 * GATHER_MS)
+            assert len(w.fired) == len(set(w.fired)) == 2000
+            assert w.batches == [1000, 1000]
+            assert max(w.late) == 2 * GATHER_MS / 1000
+            assert w.instants == [at, at + GATHER_MS], "the instant is that of the look"
 
     run(main)
 
@@ -365,12 +406,12 @@ def test_jump_forward_is_noticed_within_a_second() -> None:
     async def main() -> None:
         async with world() as w:
             w.start()
-            await w.write(a=w.clock.at_ms + 3_600_000)
+            await w.write(("a", w.clock.at_ms + 3_600_000))
             w.clock.at_ms += 3_600_000
-            assert await w.fired() == []
+            assert w.fired == []
             assert min(until for until, _ in w.clock.waits) <= 1_000_000 + timers.SLEEP_SECONDS_MAX * 1000
             await w.clock.advance(0)
-            assert await w.fired() == ["a"]
+            assert w.fired == ["a"]
 
     run(main)
 
