@@ -397,8 +397,6 @@ class KafkaMembership:
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         taken = {partition.partition for partition in partitions}
         self._held -= taken
-        if not self._held:
-            self._lost_at = time.monotonic()
         stopped = threading.Event()
         if self._on_loop(self._update, frozenset(self._held), taken, stopped) and not self._leaving.is_set():
             deadline = time.monotonic() + HAND_OVER_SECONDS
@@ -412,6 +410,8 @@ class KafkaMembership:
                     )  # fmt: skip
                     break
         self._going = set()
+        if not self._held:
+            self._lost_at = time.monotonic()  # not before: the group cannot tell it anything while it is waited for
         consumer.incremental_unassign(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from datetime import datetime
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, Unpack, cast
 
 from streamflow.client.client import Client
 from streamflow.client.handle import Changes, Handle
 from streamflow.errors import StreamflowError
 from streamflow.sim.world import Stuck
 from streamflow.testing.control import World
-from streamflow.testing.options import PARTITIONS, STEPS_MAX, Faults, Options
+from streamflow.testing.options import Options, WorldOptions
 from streamflow.testing.play import is_failure
 from streamflow.testing.report import SimulationFailed, first_line
 from streamflow.testing.stage import Stage
@@ -33,18 +32,7 @@ IDLE_TURNS: Final = 100
 
 
 @asynccontextmanager
-async def world(
-    app: App,
-    *,
-    seed: int = 0,
-    crash_after_every_turn: bool = False,
-    faults: Faults | int = 0,
-    workers: int = 1,
-    partitions: int = PARTITIONS,
-    queues: Iterable[str] | None = None,
-    start_at: datetime | None = None,
-    steps_max: int = STEPS_MAX,
-) -> AsyncGenerator[World, None]:
+async def world(app: App, *, seed: int = 0, **options: Unpack[WorldOptions]) -> AsyncGenerator[World, None]:
     """A simulated world for an asyncio test: `async with sf.testing.world(app) as world: ...`.
 
     `world.client` starts runs as any client does; awaiting it, or one of its handles, lets the world run as far as the
@@ -56,18 +44,8 @@ async def world(
     nothing left to happen) is raised as `SimulationFailed` by whatever is awaited then. What the test itself raises
     gets a note that names the seed and the last events.
     """
-    options = Options(
-        app,
-        seed,
-        crash_after_every_turn=crash_after_every_turn,
-        faults=faults,
-        workers=workers,
-        partitions=partitions,
-        queues=queues,
-        start_at=start_at,
-        steps_max=steps_max,
-    )
-    stage = Stage(options, again=f"world(app, seed={seed}{options.said()})")
+    checked = Options(app, seed, **options)
+    stage = Stage(checked, again=f"world(app, seed={seed}{checked.said()})")
     with stage.open():
         made = BridgedWorld(stage)
         try:

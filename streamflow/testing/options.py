@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, TypedDict
 
 from streamflow.errors import InvalidArguments
 from streamflow.sim.faults import KINDS
@@ -49,6 +49,18 @@ class Faults:
         if self.without:
             said.append(f"without={sorted(self.without)}")
         return f"Faults({', '.join(said)})"
+
+
+class WorldOptions(TypedDict, total=False):
+    """The keywords of all that make a world, beside its seed. `Options` has their defaults; see `simulate`."""
+
+    crash_after_every_turn: bool
+    faults: Faults | int
+    workers: int
+    partitions: int
+    queues: Iterable[str] | None
+    start_at: datetime | None
+    steps_max: int
 
 
 @dataclass(frozen=True)

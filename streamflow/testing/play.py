@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Generic, TypeAlias, TypeVar, overload
+from typing import Any, Generic, TypeAlias, TypeVar, Unpack, overload
 
 from streamflow.client.client import Client
 from streamflow.errors import InvalidArguments
 from streamflow.sim.guard import NotSimulated
 from streamflow.testing.control import World
-from streamflow.testing.options import PARTITIONS, STEPS_MAX, Faults, Options
+from streamflow.testing.options import Options, WorldOptions
 from streamflow.testing.report import first_line
 from streamflow.testing.stage import Stage
 from streamflow.testing.steps import foreign_text
@@ -45,13 +44,7 @@ def simulate(
     scenario: Scenario[T],
     *,
     seed: int = 0,
-    crash_after_every_turn: bool = False,
-    faults: Faults | int = 0,
-    workers: int = 1,
-    partitions: int = PARTITIONS,
-    queues: Iterable[str] | None = None,
-    start_at: datetime | None = None,
-    steps_max: int = STEPS_MAX,
+    **options: Unpack[WorldOptions],
 ) -> Played[T]: ...
 @overload
 def simulate(
@@ -59,16 +52,15 @@ def simulate(
     scenario: Scenario[T],
     *,
     seeds: Iterable[int],
-    crash_after_every_turn: bool = False,
-    faults: Faults | int = 0,
-    workers: int = 1,
-    partitions: int = PARTITIONS,
-    queues: Iterable[str] | None = None,
-    start_at: datetime | None = None,
-    steps_max: int = STEPS_MAX,
+    **options: Unpack[WorldOptions],
 ) -> list[Played[T]]: ...
 def simulate(
-    app: App, scenario: Scenario[T], *, seed: int = 0, seeds: Iterable[int] | None = None, **options: Any
+    app: App,
+    scenario: Scenario[T],
+    *,
+    seed: int = 0,
+    seeds: Iterable[int] | None = None,
+    **options: Unpack[WorldOptions],
 ) -> Played[T] | list[Played[T]]:
     """Play `scenario` in a simulated world, and return how that went.
 
@@ -97,7 +89,7 @@ def simulate(
     _check_scenario(scenario)
     if seeds is None:
         return _play(scenario, Options(app, seed, **options))
-    if "seed" in options or seed != 0:
+    if seed != 0:
         raise InvalidArguments("seed and seeds exclude each other, found both; give one")
     if isinstance(seeds, int):
         raise InvalidArguments(f"seeds must be many ints, found {seeds!r}: write seeds=range({seeds})")

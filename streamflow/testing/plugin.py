@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, Unpack, overload
 from zlib import crc32
 
 import pytest
 
 if TYPE_CHECKING:
     from streamflow.testing.control import World
+    from streamflow.testing.options import WorldOptions
     from streamflow.testing.play import Played, Scenario
     from streamflow.workflow.app import App
 
@@ -35,10 +36,12 @@ class Simulations:
         self._is_told = is_told
 
     @overload
-    def simulate(self, app: App, scenario: Scenario[T], *, seed: int | None = None, **options: Any) -> Played[T]: ...
+    def simulate(
+        self, app: App, scenario: Scenario[T], *, seed: int | None = None, **options: Unpack[WorldOptions]
+    ) -> Played[T]: ...
     @overload
     def simulate(
-        self, app: App, scenario: Scenario[T], *, seeds: int | Iterable[int], **options: Any
+        self, app: App, scenario: Scenario[T], *, seeds: int | Iterable[int], **options: Unpack[WorldOptions]
     ) -> list[Played[T]]: ...
     def simulate(
         self,
@@ -47,7 +50,7 @@ class Simulations:
         *,
         seed: int | None = None,
         seeds: int | Iterable[int] | None = None,
-        **options: Any,
+        **options: Unpack[WorldOptions],
     ) -> Played[T] | list[Played[T]]:
         """See `sf.testing.simulate`. `seeds=50` plays 50, from the test's own on; `--streamflow-seed` only its one."""
         from streamflow.testing.play import simulate
@@ -61,7 +64,9 @@ class Simulations:
             seeds = range(self.seed, self.seed + seeds)
         return [self.simulate(app, scenario, seed=each, **options) for each in seeds]
 
-    def world(self, app: App, *, seed: int | None = None, **options: Any) -> AbstractAsyncContextManager[World]:
+    def world(
+        self, app: App, *, seed: int | None = None, **options: Unpack[WorldOptions]
+    ) -> AbstractAsyncContextManager[World]:
         """See `sf.testing.world`."""
         from streamflow.testing.bridge import world
 

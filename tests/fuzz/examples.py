@@ -215,7 +215,7 @@ def histories() -> list[bytes]:
     last = turns[-1]
     place: dict[str, Any] = {"workflow_id": HOME, "turn": last.turn, "term": 2, "at": last.at, "consumed": 9}
     copied = RunSnapshot(**place, seq=1, turns=for_snapshot(encoded, bytes_max=100))
-    deleted = bytes.fromhex((GOLDEN / "History.Turn.RunDeleted.hex").read_text().strip())
+    deleted = records()["History.Turn.RunDeleted"]
     whole = chunked(first, *encoded)
     return [
         b"\0" + whole,

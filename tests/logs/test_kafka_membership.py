@@ -1,19 +1,22 @@
-"""The group's member on Kafka: what becomes of it when nobody waits for it any more."""
+"""The group's member on Kafka: when it leaves, when it joins anew, and what it tells those who ask meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from queue import Empty, SimpleQueue
+from typing import Any, ClassVar
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, TopicPartition
 
 from streamflow.errors import InvalidArguments, Unavailable
-from streamflow.logs import kafka_reading
+from streamflow.logs import kafka_membership, kafka_reading
 from streamflow.logs.base import TOPICS
 from streamflow.logs.kafka import KafkaLog
-from streamflow.logs.kafka_membership import Group, KafkaMembership
+from streamflow.logs.kafka_membership import HAND_OVER_SECONDS, NO_NEWS_SECONDS, Group, KafkaMembership
 from streamflow.logs.kafka_topics import Described, Topics
 from streamflow.logs.kafka_url import parse_kafka
 
@@ -145,3 +148,204 @@ async def test_a_member_that_is_told_of_its_end_by_callback_alone_joins_anew(
     assert await asyncio.to_thread(again.wait, WAIT_SECONDS)
     assert [config["group.instance.id"] for config in made] == ["place-1", "place-1"]
     await member.leave()
+
+
+# -- a member that lost everything and hears nothing ------------------------------------------------------------------
+
+A_MOMENT = 1 / 1024  # exact, however often it is added
+
+
+class Clock:
+    """The monotonic clock of the members, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class ToldConsumer:
+    """A consumer whose group says what the test says, each thing in a poll of its own."""
+
+    made: ClassVar[SimpleQueue[ToldConsumer]]
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.instance = config["group.instance.id"]
+        self._assigned: list[TopicPartition] = []
+        self._news: SimpleQueue[tuple[Callable[[], None], asyncio.Future[bool]]] = SimpleQueue()
+        self._heard: asyncio.Future[bool] | None = None  # the member has not decided yet what to do about it
+        self.made.put(self)
+
+    # -- the test's part
+
+    async def say(self, partitions: str = "", *, how: str = "") -> bool:
+        """Tell the member, or let it poll in vain; whether it polls this consumer again."""
+
+        def tell() -> None:
+            if how:
+                self._callbacks[how](self, [TopicPartition("shop.commands", int(number)) for number in partitions])
+
+        heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._news.put((tell, heard))
+        return await asyncio.wait_for(heard, WAIT_SECONDS)
+
+    async def assign(self, partitions: str) -> bool:
+        return await self.say(partitions, how="on_assign")
+
+    async def revoke(self, partitions: str) -> bool:
+        return await self.say(partitions, how="on_revoke")
+
+    async def lose(self, partitions: str) -> bool:
+        return await self.say(partitions, how="on_lost")
+
+    # -- the member's part
+
+    def subscribe(self, topics: object, **callbacks: Callable[..., None]) -> None:
+        self._callbacks = callbacks
+
+    def committed(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        return places
+
+    def poll(self, seconds: float) -> None:
+        self._decided(goes_on=True)
+        with suppress(Empty):
+            tell, self._heard = self._news.get(timeout=min(seconds, 0.01))
+            tell()
+
+    def close(self) -> None:
+        self._decided(goes_on=False)
+
+    def _decided(self, *, goes_on: bool) -> None:
+        if self._heard is not None:
+            heard, self._heard = self._heard, None
+            heard.get_loop().call_soon_threadsafe(heard.set_result, goes_on)
+
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None:
+        self._assigned += partitions
+
+    def incremental_unassign(self, partitions: list[TopicPartition]) -> None:
+        self._assigned = [each for each in self._assigned if each not in partitions]
+
+    def pause(self, partitions: object) -> None: ...
+
+    def unsubscribe(self) -> None:
+        self._callbacks["on_revoke"](self, self._assigned)
+
+
+Made = SimpleQueue[ToldConsumer]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    """The consumers as the member makes them, each for one place in the group."""
+
+    class Consumer(ToldConsumer):
+        made = SimpleQueue()
+
+    monkeypatch.setattr(kafka_reading, "Consumer", Consumer)
+    monkeypatch.setattr(kafka_membership, "REJOIN_SECONDS", 0)
+    return Consumer.made
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(kafka_membership, "time", clock)
+    return clock
+
+
+async def newest(made: Made) -> ToldConsumer:
+    return await asyncio.to_thread(made.get, timeout=WAIT_SECONDS)
+
+
+@asynccontextmanager
+async def member_and_consumer(made: Made) -> AsyncIterator[tuple[KafkaMembership, ToldConsumer]]:
+    member = KafkaMembership(group(), "one", "place-1")
+    try:
+        await asyncio.wait_for(member.joined(), WAIT_SECONDS)
+        yield member, await newest(made)
+    finally:
+        await asyncio.wait_for(member.leave(), WAIT_SECONDS)
+
+
+@pytest.mark.parametrize("how", ["on_lost", "on_revoke"])
+async def test_a_member_that_lost_everything_and_hears_nothing_joins_anew(
+    made: Made, clock: Clock, caplog: pytest.LogCaptureFixture, how: str
+):
+    async with member_and_consumer(made) as (member, first):
+        assert await first.assign("01")
+        assert await first.say("01", how=how)
+        clock.now += NO_NEWS_SECONDS - A_MOMENT
+        assert await first.say(), "its time is not over"
+        assert not caplog.messages
+        clock.now += A_MOMENT
+        assert not await first.say()
+        (line,) = caplog.messages
+        assert line == (
+            "kafka://127.0.0.1:9: member one of shop has had no partition and no news for 12 s: it joins anew"
+        )
+        second = await newest(made)
+        assert second.instance == first.instance == "place-1", "its place is the same"
+        assert await second.assign("1")
+        assert await anext(member.assignments()) == {1}
+
+
+async def test_a_member_that_has_something_left_waits_for_ever(made: Made, clock: Clock):
+    async with member_and_consumer(made) as (_, consumer):
+        assert await consumer.assign("01")
+        assert await consumer.lose("0")
+        clock.now += 100 * NO_NEWS_SECONDS
+        assert await consumer.say()
+
+
+@pytest.mark.parametrize("share", [[], [""], ["0", ""]], ids=["silence", "an empty share", "one, and an empty one"])
+async def test_a_spare_member_waits_for_ever(made: Made, clock: Clock, share: list[str]):
+    """The group says so when it has nothing for a member; there are more workers than partitions."""
+    async with member_and_consumer(made) as (_, consumer):
+        for partitions in share:
+            assert await consumer.assign(partitions)
+            assert not partitions or await consumer.revoke(partitions)
+        clock.now += 100 * NO_NEWS_SECONDS
+        assert await consumer.say()
+
+
+async def test_news_that_wait_when_the_time_is_over_count(made: Made, clock: Clock):
+    async with member_and_consumer(made) as (member, consumer):
+        assert await consumer.assign("0")
+        assert await consumer.lose("0")
+        clock.now += NO_NEWS_SECONDS
+        assert await consumer.assign("1"), "the process was stopped meanwhile, say"
+        assert await anext(member.assignments()) == {1}
+
+
+async def test_each_loss_has_its_own_time(made: Made, clock: Clock):
+    async with member_and_consumer(made) as (_, first):
+        consumer = first
+        for _ in range(2):  # the second time as a member that has joined anew
+            for _ in range(2):
+                assert await consumer.assign("0")
+                assert await consumer.lose("0")
+                clock.now += NO_NEWS_SECONDS - A_MOMENT
+                assert await consumer.say()
+            clock.now += A_MOMENT
+            assert not await consumer.say()
+            consumer = await newest(made)
+            clock.now += 100 * NO_NEWS_SECONDS
+            assert await consumer.say(), "it has lost nothing yet"
+
+
+async def test_the_time_begins_when_the_member_has_stopped_what_it_gave_up(made: Made, clock: Clock):
+    async with member_and_consumer(made) as (member, consumer):
+        assert await consumer.assign("0")
+        assignments = member.assignments()
+        assert await anext(assignments) == {0}
+        revoking = asyncio.create_task(consumer.revoke("0"))
+        assert await anext(assignments) == frozenset()
+        clock.now += HAND_OVER_SECONDS - A_MOMENT  # until then the group waits for it, and cannot tell it anything
+        await member.release(0)
+        assert await revoking
+        clock.now += NO_NEWS_SECONDS - A_MOMENT
+        assert await consumer.say()
+        clock.now += A_MOMENT
+        assert not await consumer.say()

@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sqlite3
 import statistics
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from streamflow.logs.base import COMMANDS, HISTORY, Outgoing
+from streamflow.logs.base import COMMANDS, HISTORY, Log, Outgoing
 from streamflow.logs.sqlite_locks import LEASE_SECONDS
 from streamflow.logs.sqlite_stuck import continue_stopped_writer, write_lock_holder
 from tests.logs.support import Assigned, Child, Place, eventually, on_loop, sqlite_url
 
 
+@asynccontextmanager
+async def log_and_child(url: str, verb: str, argument: str) -> AsyncIterator[tuple[Log, Child]]:
+    """A log that is open here, and a process that does `verb` with it; the block ends both."""
+    place = Place(url)
+    log = await place.open()
+    child = await Child.start(verb, url, argument)
+    try:
+        yield log, child
+    finally:
+        await child.kill()
+        await place.close()
+
+
 @on_loop
 async def test_a_commit_wakes_followers_in_other_processes(tmp_path: Path) -> None:
-    place = Place(sqlite_url(tmp_path / "log.db"))
-    log = await place.open()
-    child = await Child.start("follower", place.url, COMMANDS)
-    try:
+    async with log_and_child(sqlite_url(tmp_path / "log.db"), "follower", COMMANDS) as (log, child):
         await child.says("following 0")
         for number in range(100):
             await log.publish([Outgoing(COMMANDS, 0, b"k", b"%d" % time.monotonic_ns())])
             await child.line(number + 1)
-    finally:
-        await child.kill()
-        await place.close()
     late_ms = statistics.median(int(line.split()[1]) for line in child.lines[1:]) / 1e6
     assert late_ms < 100, f"a wake-up, not the safety poll of 250 ms: {late_ms} ms from before the append"
 
 
 @on_loop
 async def test_a_killed_member_is_replaced_within_a_second(tmp_path: Path) -> None:
-    place = Place(sqlite_url(tmp_path / "log.db"))
-    log = await place.open()
-    child = await Child.start("member", place.url, "victim")
-    try:
+    async with log_and_child(sqlite_url(tmp_path / "log.db"), "member", "victim") as (log, child):
         await child.says("assigned 0 1 2 3")
         survivor = Assigned(await log.join("survivor"))
         await child.says("assigned 0 1")
@@ -49,18 +54,12 @@ async def test_a_killed_member_is_replaced_within_a_second(tmp_path: Path) -> No
         await survivor.becomes(0, 1, 2, 3)
         assert time.monotonic() - killed < 1
         assert await log.append(0, 1, [(b"survivor", b"v")]) == 1
-    finally:
-        await child.kill()
-        await place.close()
     assert not (tmp_path / "log.db.workers").exists(), "no lock file is left"
 
 
 @on_loop
 async def test_a_stopped_member_loses_its_partitions_after_its_lease_and_is_fenced(tmp_path: Path) -> None:
-    place = Place(sqlite_url(tmp_path / "log.db"))
-    log = await place.open()
-    child = await Child.start("member", place.url, "stuck")
-    try:
+    async with log_and_child(sqlite_url(tmp_path / "log.db"), "member", "stuck") as (log, child):
         await child.says("assigned 0 1 2 3")
         child.write("append 0")
         await child.says("appended 1")
@@ -77,17 +76,11 @@ async def test_a_stopped_member_loses_its_partitions_after_its_lease_and_is_fenc
         await child.says("failed Fenced")
         await child.says("assigned")
         await survivor.becomes(0, 1)
-    finally:
-        await child.kill()
-        await place.close()
 
 
 @on_loop
 async def test_a_blocked_event_loop_keeps_its_partitions(tmp_path: Path) -> None:
-    place = Place(sqlite_url(tmp_path / "log.db"))
-    log = await place.open()
-    child = await Child.start("member", place.url, "blocked")
-    try:
+    async with log_and_child(sqlite_url(tmp_path / "log.db"), "member", "blocked") as (log, child):
         await child.says("assigned 0 1 2 3")
         survivor = Assigned(await log.join("survivor"))
         await child.says("assigned 0 1")
@@ -96,17 +89,11 @@ async def test_a_blocked_event_loop_keeps_its_partitions(tmp_path: Path) -> None
         assert survivor.seen == [frozenset()]
         child.write("append 0")
         await child.says("appended 1")
-    finally:
-        await child.kill()
-        await place.close()
 
 
 @on_loop
 async def test_leaving_hands_over_to_another_process_without_waiting_for_a_check(tmp_path: Path) -> None:
-    place = Place(sqlite_url(tmp_path / "log.db"))
-    log = await place.open()
-    child = await Child.start("member", place.url, "other")
-    try:
+    async with log_and_child(sqlite_url(tmp_path / "log.db"), "member", "other") as (log, child):
         await child.says("assigned 0 1 2 3")
         for _ in range(3):
             membership = await log.join("mine")
@@ -117,9 +104,6 @@ async def test_leaving_hands_over_to_another_process_without_waiting_for_a_check
         child.write("leave")
         await child.says("left")
         await Assigned(await log.join("mine")).becomes(0, 1, 2, 3)
-    finally:
-        await child.kill()
-        await place.close()
 
 
 async def eventually_has_left(child: Child, mine: Assigned) -> None:
@@ -159,16 +143,11 @@ async def test_many_processes_create_one_file_together(tmp_path: Path) -> None:
 
 @on_loop
 async def test_two_processes_write_at_once_without_losing_or_repeating_an_offset(tmp_path: Path) -> None:
-    place = Place(sqlite_url(tmp_path / "log.db", synchronous="off"))
-    log = await place.open()
-    child = await Child.start("appender", place.url, "other")
-    await eventually(lambda: len(child.lines) > 10)
-    for number in range(200):
-        await log.publish([Outgoing(COMMANDS, 0, b"k", b"%d" % number)])
-    assert [record.value for record in await log.read(COMMANDS, 0, 0)] == [b"%d" % number for number in range(200)]
-    await asyncio.sleep(0)
-    await child.kill()
-    await place.close()
+    async with log_and_child(sqlite_url(tmp_path / "log.db", synchronous="off"), "appender", "other") as (log, child):
+        await eventually(lambda: len(child.lines) > 10)
+        for number in range(200):
+            await log.publish([Outgoing(COMMANDS, 0, b"k", b"%d" % number)])
+        assert [record.value for record in await log.read(COMMANDS, 0, 0)] == [b"%d" % number for number in range(200)]
 
 
 @on_loop
@@ -192,10 +171,7 @@ async def test_a_process_that_closes_the_log_does_not_take_it_from_one_that_open
 async def test_a_process_that_was_stopped_in_the_middle_of_a_write_does_not_stop_the_others_for_ever(
     tmp_path: Path,
 ) -> None:
-    place = Place(sqlite_url(tmp_path / "log.db"))
-    log = await place.open()
-    child = await Child.start("stuck", place.url, "other")
-    try:
+    async with log_and_child(sqlite_url(tmp_path / "log.db"), "stuck", "other") as (log, child):
         await child.says("assigned 0 1 2 3")
         child.write("go")
         await child.says("writing")
@@ -203,9 +179,6 @@ async def test_a_process_that_was_stopped_in_the_middle_of_a_write_does_not_stop
         await child.says("written")
         await log.publish([Outgoing(COMMANDS, 0, b"k", b"v")])
         assert [record.value for record in await log.read(COMMANDS, 0, 0)] == [b"v"]
-    finally:
-        await child.kill()
-        await place.close()
 
 
 def test_the_holder_of_the_write_lock_is_found_among_the_locks(tmp_path: Path) -> None:

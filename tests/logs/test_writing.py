@@ -140,17 +140,21 @@ def test_an_acknowledgement_at_any_other_offset_fences_all_that_builds_on_it(fou
     run(test)
 
 
+async def acknowledged_out_of_order(writing: Writing) -> tuple[asyncio.Future[int], asyncio.Future[int]]:
+    """Two appends of one group, at the offsets 1 and 2, of which the second is acknowledged."""
+    before, first, second = [append(writing, offset, b"%d" % offset) for offset in range(3)]
+    lane().acknowledge()
+    assert await before == 0
+    lane().sent.reverse()
+    lane().acknowledge(1)
+    return first, second
+
+
 def test_an_acknowledgement_that_comes_before_an_earlier_one_waits_for_it():
     async def test(writing: Writing, _: dict[int, int]) -> None:
-        held = writing.append(0, 0, [(b"k", b"0")], 1)
-        first = writing.append(0, 1, [(b"k", b"1")], 1)
-        second = writing.append(0, 2, [(b"k", b"2")], 1)
-        lane().acknowledge()
-        assert await held == 0
-        lane().sent.reverse()
-        lane().acknowledge(1)
+        first, second = await acknowledged_out_of_order(writing)
         assert not first.done() and not second.done()
-        behind = writing.append(0, 3, [(b"k", b"3")], 1)
+        behind = append(writing, 3, b"3")
         assert lane().values == [b"1"], "the group under way comes first"
         lane().acknowledge()
         assert (await first, await second) == (1, 2)
@@ -162,13 +166,7 @@ def test_an_acknowledgement_that_comes_before_an_earlier_one_waits_for_it():
 
 def test_an_earlier_append_that_fails_takes_along_those_acknowledged_behind_it():
     async def test(writing: Writing, _: dict[int, int]) -> None:
-        held = writing.append(0, 0, [(b"k", b"0")], 1)
-        first = writing.append(0, 1, [(b"k", b"1")], 1)
-        second = writing.append(0, 2, [(b"k", b"2")], 1)
-        lane().acknowledge()
-        assert await held == 0
-        lane().sent.reverse()
-        lane().acknowledge(1)
+        first, second = await acknowledged_out_of_order(writing)
         lane().acknowledge(error=TIMED_OUT)
         for each in (first, second):
             assert isinstance(await failure(each), StreamflowError)

@@ -115,7 +115,8 @@ def test_pytest_fail_is_a_failure_and_a_skip_is_none():
 # -- bugs of users ----------------------------------------------------------------------------------------------------
 
 
-def test_a_workflow_that_tosses_a_coin_is_found():
+def coin_with_sides() -> tuple[sf.App, sf.Step[[], str], sf.Step[[], str]]:
+    """An app, and two steps of it that tell themselves apart."""
     coin = sf.App("coin")
 
     @coin.step
@@ -125,6 +126,12 @@ def test_a_workflow_that_tosses_a_coin_is_found():
     @coin.step
     async def tails() -> str:
         return "tails"
+
+    return coin, heads, tails
+
+
+def test_a_workflow_that_tosses_a_coin_is_found():
+    coin, heads, tails = coin_with_sides()
 
     @coin.workflow
     async def toss() -> str:
@@ -143,15 +150,7 @@ def test_a_workflow_that_tosses_a_coin_is_found():
 
 
 def test_the_same_with_the_runs_own_chance_is_fine():
-    coin = sf.App("coin")
-
-    @coin.step
-    async def heads() -> str:
-        return "heads"
-
-    @coin.step
-    async def tails() -> str:
-        return "tails"
+    coin, heads, tails = coin_with_sides()
 
     @coin.workflow
     async def toss() -> list[str]:

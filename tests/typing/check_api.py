@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 import streamflow as sf
+from streamflow.testing.plugin import Simulations
 
 app = sf.App("shop", retry=sf.Retry(max_attempts=3), max_parallel_steps=8)
 
@@ -83,6 +84,21 @@ async def use() -> None:
         assert_type(await client.list(workflow=fulfil, state="failed"), sf.Page[sf.RunStatus])
         assert_type(await handle.cleanup(force=True), bool)
         await handle.signal("approved", True, id="once")
+
+
+async def scenario(client: sf.Client) -> int:
+    """What a simulated world plays."""
+    return len((await client.list()).items)
+
+
+def simulated(given: Simulations) -> None:
+    """A world's options are the same wherever one is made; what is played has the scenario's result."""
+    assert_type(sf.testing.simulate(app, scenario, faults=2, workers=3).result, int)
+    assert_type(sf.testing.simulate(app, scenario, seeds=range(3)), list[sf.testing.Played[int]])
+    assert_type(given.simulate(app, scenario, seeds=50, queues=["gpu"]), list[sf.testing.Played[int]])
+    sf.testing.world(app, seed=3, crash_after_every_turn=True)
+    given.world(app, steps_max="a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sf.testing.world(app, worker=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def as_any_result(handle: sf.Handle[int]) -> sf.Handle[object]:
