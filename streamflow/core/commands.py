@@ -56,7 +56,7 @@ class CleanupWorkflow(Struct, frozen=True, kw_only=True):
 
 
 class FireTimer(Struct, frozen=True, kw_only=True):
-    """A timer is due. Ignored unless exactly that timer is pending. Owners fire theirs themselves, without a command."""
+    """A timer is due. Ignored unless exactly that timer is pending. An owner fires its own without a command."""
 
     kind: str
     run: int
