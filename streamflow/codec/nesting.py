@@ -19,7 +19,7 @@ _PASSES: Final = 5
 
 def nests_too_deeply(data: bytes) -> bool:
     """Whether lists and objects lie within each other by more than `NESTING_MAX`; of what is no JSON, a guess."""
-    if data.count(b"[") + data.count(b"{") <= NESTING_MAX:
+    if len(data) <= NESTING_MAX or data.count(b"[") + data.count(b"{") <= NESTING_MAX:
         return False
     outside = data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]  # of strings
     brackets = b"".join(outside).translate(_ALIKE, _OTHER)
