@@ -1,8 +1,11 @@
 """The only place that looks at a clock: wall time that never runs backwards.
 
 Rules:
-- `now_ms` is the wall clock, but at least the last answer plus what really passed since. A wall clock that is set back
-  so neither stretches a sleep by the hours it was set back, nor makes a turn older than the one before it.
+- `now_ms` is the wall clock, but never runs backwards, so that no turn is older than the one before it.
+- A wall clock that is behind the last answer by little is waited for: those of virtual machines are set back by
+  microseconds all the time, and going on regardless led 4 ms a minute ahead, so that timers were early.
+- One that is behind by more was set back for good, or the log was written by a host that is ahead. From there on what
+  really passed counts: no sleep is stretched by the hours that a clock was set back.
 - A wall clock that jumps forward is believed at once; waiting is done in short pieces so that a jump is noticed.
 - Milliseconds are rounded down: nothing that waits for a millisecond sees it before it has begun.
 """
@@ -15,6 +18,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 NS_PER_MS = 1_000_000
+WAITED_FOR_NS_MAX = 1_000 * NS_PER_MS
+"""A wall clock that is this far behind at most is waited for: sleeps become that much longer, and no more."""
 
 
 class Clock:
@@ -34,7 +39,11 @@ class Clock:
         elapsed_ns = monotonic_ns - self._last_monotonic_ns
         assert elapsed_ns >= 0, elapsed_ns
         self._last_monotonic_ns = monotonic_ns
-        self._last_ns = max(self._wall(), self._last_ns + elapsed_ns)
+        wall_ns, gone_on_ns = self._wall(), self._last_ns + elapsed_ns
+        if gone_on_ns - wall_ns > WAITED_FOR_NS_MAX:
+            self._last_ns = gone_on_ns
+        else:
+            self._last_ns = max(self._last_ns, wall_ns)
         return self._last_ns // NS_PER_MS
 
     def advance_to(self, at_ms: int) -> None:

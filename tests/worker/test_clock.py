@@ -44,6 +44,34 @@ def test_set_back_it_goes_on_with_real_time() -> None:
     assert clock.now_ms() == 1_600_002
 
 
+def test_small_steps_back_do_not_add_up() -> None:
+    hands = Hands(1_000_000)
+    clock = hands.clock()
+    for _ in range(10_000):
+        hands.pass_ms(1.0)
+        before = clock.now_ms()
+        hands.wall_ms -= 0.5
+        assert clock.now_ms() == before, "never backwards"
+    hands.pass_ms(0.5)
+    assert clock.now_ms() == int(hands.wall_ms) == 1_005_000
+
+
+def test_a_little_behind_is_waited_for_and_no_more() -> None:
+    hands = Hands(1_000_000)
+    clock = hands.clock()
+    clock.now_ms()
+    hands.wall_ms -= 1_000
+    hands.pass_ms(900)
+    assert clock.now_ms() == 1_000_000
+    hands.pass_ms(200)
+    assert clock.now_ms() == 1_000_100
+    hands.wall_ms -= 1_001
+    hands.pass_ms(0)
+    before = clock.now_ms()
+    hands.pass_ms(500)
+    assert clock.now_ms() == before + 500
+
+
 def test_jump_forward_is_believed() -> None:
     hands = Hands(1000)
     clock = hands.clock()
