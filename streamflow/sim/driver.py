@@ -95,6 +95,12 @@ class Driver:
         self.story = story
         self.plans = {f"run-{number}": plan(story) for number in range(story.randint(*RUNS))}
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a step of some run ends only when it is cancelled."""
+        planned = [program for plan in self.plans.values() for program in (plan.program, plan.second) if program]
+        return any(map(programs.hangs, planned))
+
     async def drive(self) -> None:
         """Accompany all runs to their ends. Raises `Violated`."""
         async with AsyncExitStack() as stack:

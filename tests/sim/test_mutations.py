@@ -9,7 +9,8 @@ from typing import Final
 
 import pytest
 
-import tests.sim.mutants  # noqa: F401 - its mutations enter themselves in the list
+import tests.sim.mutants  # its mutations enter themselves in the list
+import tests.sim.mutants_bounds  # noqa: F401
 from streamflow.core.partition import Partition
 from streamflow.errors import Unavailable
 from streamflow.sim.search import play
@@ -34,7 +35,7 @@ def test_a_mutation_is_found(mutation: Mutation):
 def test_there_are_mutations_of_all_parts_and_no_two_alike():
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 26
     rules = {rule for mutation in MUTATIONS for rule in mutation.found_by}
-    assert rules >= {"1", "2", "3", "4", "5", "7", "outcome", "refused", "endless"}
+    assert rules >= {"1", "2", "3", "4", "5", "7", "8", "outcome", "refused", "endless"}
 
 
 def test_a_mutation_that_is_broken_itself_is_told_from_a_broken_product():
