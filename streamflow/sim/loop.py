@@ -149,7 +149,8 @@ def _close(coroutine: Any) -> None:
     for _ in range(CLOSES_MAX):
         with suppress(BaseException):  # whatever the code of a dead process says
             coroutine.close()
-        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED:
+        # What closes a generator that nobody holds any more is a task, too, of something that is no coroutine.
+        if not inspect.iscoroutine(coroutine) or inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED:
             return
 
 
