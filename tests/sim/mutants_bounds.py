@@ -29,7 +29,7 @@ def decide_however_much_is_unacknowledged() -> Patch:
     return swap(Processor, "_pass", decide)
 
 
-@mutation("8", seeds=6)
+@mutation("8", seeds=7)
 def take_commands_however_much_is_outgoing() -> Patch:
     """Whether records for other topics get away is not looked at."""
 
@@ -43,7 +43,7 @@ def take_commands_however_much_is_outgoing() -> Patch:
     return swap(Processor, "_is_full", is_full)
 
 
-@mutation("8", seeds=16)
+@mutation("8", seeds=21)
 def take_commands_however_many_attempts_wait() -> Patch:
     """The executor is never full."""
     return mock.patch.object(Executor, "is_full", False)
@@ -55,7 +55,7 @@ def evict_nothing() -> Patch:
     return swap(Processor, "_evict", lambda self: None)
 
 
-@mutation("8", seeds=6)
+@mutation("8", seeds=1)
 def look_at_all_runs_in_one_pass() -> Patch:
     """A new owner looks at all runs at once that have something to do."""
 
@@ -105,7 +105,7 @@ def copy_all_runs_in_one_append() -> Patch:
     return swap(Trimmer, "_copy_forward", copy_forward)
 
 
-@mutation("8", seeds=1)
+@mutation("8", seeds=5)
 def run_all_attempts_at_once() -> Patch:
     """The number of slots is not looked at."""
 
@@ -127,7 +127,7 @@ def take_more_attempts_than_there_are_slots() -> Patch:
     return swap(QueueReader, "__init__", init)
 
 
-@mutation("8", seeds=7)
+@mutation("8", seeds=4)
 def take_attempts_far_ahead() -> Patch:
     """A reader does not wait for the oldest attempt."""
 
@@ -140,7 +140,7 @@ def take_attempts_far_ahead() -> Patch:
     return swap(QueueReader, "_follow", follow)
 
 
-@mutation("8", seeds=6)
+@mutation("8", seeds=4)
 def remember_all_answered_attempts() -> Patch:
     """What was answered is never forgotten."""
 
