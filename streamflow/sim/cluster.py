@@ -70,6 +70,17 @@ class Weather:
     """No request arrives, no answer leaves."""
 
 
+@dataclass(eq=False)
+class Aim:
+    """A fault that waits for a write of several records to the history, of the `sender` if there is one."""
+
+    fate: str
+    """torn, between two parts of one turn; or headless, with two records left or more."""
+    sender: Process | None = None
+    hit: Callable[[], None] = lambda: None
+    """Called while the write is handed over."""
+
+
 class Stream:
     """One topic partition. `records` are in offset order, with gaps where compaction took some."""
 
@@ -288,6 +299,8 @@ class Cluster:
         self.groups: dict[str, Group] = {}
         self.leaderless: set[tuple[str, int]] = set()
         """Topic partitions that nobody can write to or read now."""
+        self.aims: list[Aim] = []
+        """What waits for a write that it can spoil."""
         self._numbers = 0
         self._cuts: dict[int, tuple[bool, float]] = {}
         self._timers: dict[bytes, float] = {}

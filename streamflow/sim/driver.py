@@ -42,6 +42,8 @@ STARTED_SECONDS: Final = 60.0
 STOPPED_SECONDS: Final = 120.0
 """Runs that are asked to stop are asked within it."""
 ASKED_AGAIN_SECONDS: Final = 1.0
+AWAY_SECONDS: Final = (0.0, 0.0, 300.0, 1_000.0)
+"""How long nobody asks for the end of a brief run; by then it may be forgotten."""
 
 
 @dataclass
@@ -53,6 +55,8 @@ class Plan:
     """How it is asked to end before its time: cancelled, terminated, timeout."""
     brief: bool = False
     """Whether it is forgotten soon after its end."""
+    away: float = 0.0
+    """How long nobody looks after it."""
     foreign: bool = False
     """Whether somebody starts it who has nothing but the schema of commands."""
     delay: float = 0.0
@@ -67,10 +71,12 @@ def plan(story: random.Random) -> Plan:
     """A random plan."""
     stop = story.choice((None, None, None, None, None, "cancelled", "terminated", "timeout"))
     then = story.choice((None, None, None, "cleanup", "again", "restart"))
+    brief = story.random() < 0.15
     return Plan(
         program=_without_signals(story) if then == "again" else programs.make(story),
         stop=stop,
-        brief=story.random() < 0.15,
+        brief=brief,
+        away=story.choice(AWAY_SECONDS) if brief else 0.0,
         foreign=stop != "timeout" and story.random() < 0.2,
         delay=story.choice((0.0, 0.0, 0.0, 5.0, 700.0)),
         timeout=story.choice((0.5, 20.0, 1000.0)) if stop == "timeout" else None,
@@ -94,6 +100,12 @@ class Driver:
         self.cluster, self.process, self.rules = cluster, process, rules
         self.story = story
         self.plans = {f"run-{number}": plan(story) for number in range(story.randint(*RUNS))}
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a step of some run ends only when it is cancelled."""
+        planned = [program for plan in self.plans.values() for program in (plan.program, plan.second) if program]
+        return any(map(programs.hangs, planned))
 
     async def drive(self) -> None:
         """Accompany all runs to their ends. Raises `Violated`."""
@@ -157,6 +169,7 @@ class Driver:
             await asyncio.sleep(self.story.uniform(0, 5.0))
             signal = partial(handle.signal, name, value, id=f"{handle.id} {life} {number}")
             await self._insist(signal, may_be_closed=True)
+        await asyncio.sleep(planned.away)
         try:
             result = await self._insist(handle.result)
         except (WorkflowCancelled, WorkflowTerminated, WorkflowFailed) as error:

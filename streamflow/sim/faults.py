@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from streamflow.logs.base import TOPICS
-from streamflow.sim.cluster import Weather
+from streamflow.sim.cluster import Aim, Weather
 from streamflow.sim.host import Loss
 from streamflow.sim.lane import FATES_OF_ONE, FATES_OF_PARTS
 from streamflow.sim.log import APP_GROUP
@@ -21,6 +21,10 @@ KINDS: Final = frozenset((
 
 KILLED_WITHIN: Final = 400
 """A process that is killed or stopped runs up to so many callbacks more: it may happen at any of its awaits."""
+AIMED: Final = 0.5
+"""How often a kill or a storm waits for a write of several records to the history, which else they rarely meet."""
+AIMED_SECONDS_MAX: Final = 15.0
+"""A kill waits no longer for it."""
 
 Fault: TypeAlias = "Callable[[Machine, random.Random], str]"
 
@@ -57,6 +61,7 @@ class Faults:
         self.world.leap_to = self.cluster.next_due
         self.cluster.weather = self.calm
         self.cluster.mend_all()
+        self.cluster.aims.clear()
         for machine in self.machines.all:
             self.machines.restart(machine)
 
@@ -71,6 +76,18 @@ class Faults:
                 self.machines.kill(machine, loss)
                 self._later(seconds, lambda: self.machines.restart(machine))
 
+        if chance.random() < AIMED:
+            fate = chance.choice(FATES_OF_PARTS)
+            aim = Aim(fate, process, lambda: process.after(0, strike))
+            self.cluster.aims.append(aim)
+
+            def in_any_case() -> None:
+                if aim in self.cluster.aims:
+                    self.cluster.aims.remove(aim)
+                    process.after(chance.randint(0, KILLED_WITHIN), strike)
+
+            self._later(chance.uniform(1.0, AIMED_SECONDS_MAX), in_any_case)
+            return f"{machine.name} is killed for {seconds:g} s when a write of it gets {fate}, on its disk: {loss}"
         callbacks = chance.randint(0, KILLED_WITHIN)
         process.after(callbacks, strike)
         return f"{machine.name} is killed after {callbacks} callbacks, for {seconds:g} s, on its disk: {loss}"
@@ -150,7 +167,11 @@ class Faults:
         for name in FATES_OF_PARTS:  # few writes have several records
             if chance.random() < 0.6:
                 setattr(weather, name, chance.choice((0.1, 0.5)))
-        return self._weather(weather, chance.uniform(1.0, 15.0))
+        said = self._weather(weather, chance.uniform(1.0, 15.0))
+        if chance.random() < AIMED:
+            self.cluster.aims.append(Aim(chance.choice(FATES_OF_PARTS)))
+            said += f"; a write gets {self.cluster.aims[-1].fate}"
+        return said
 
     def _outage(self, machine: Machine, chance: random.Random) -> str:
         return self._weather(Weather(down=True), chance.choice((0.5, 5.0, 15.0)))

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from streamflow.config import RECORD_BYTES_MAX
+from streamflow.logs.base import HISTORY
 from streamflow.logs.lanes import CLOSE_SECONDS, NotTaken, Refusal, Sent
 from streamflow.sim.cluster import LATE_SECONDS_MAX, Cluster, Way
 from streamflow.sim.world import Process
@@ -23,6 +25,8 @@ RETRY_SECONDS: Final = 0.5
 """After so long without an answer a batch is sent again."""
 HANGING: Final = 0.5
 """How often a request whose producer fails, or that meets no broker, hangs in a connection and arrives much later."""
+PART_BYTES_MIN: Final = RECORD_BYTES_MAX // 4
+"""A record as large is most likely a part of a turn, if another one of the same run follows."""
 
 TIMED_OUT: Final = Refusal("no acknowledgement in time")
 PURGED: Final = Refusal("the producer was dropped")
@@ -90,10 +94,13 @@ class SimLane:
                 self._hand_over(place, taken, "")
             raise NotTaken(FULL)
         fate = self._draw(FATES if len(messages) > 1 else FATES_OF_ONE)
+        cut = self._chance.randint(1, len(messages) - 1) if len(messages) > 1 else 0
+        if place[0] == HISTORY and (aimed := self._aimed(messages)) is not None:
+            fate, cut = aimed
+            self._mark("write aimed at")
         if fate:
             self._mark(f"write {fate}")
             self._world.note(self._process.name, f"{place[0]}[{partition}]: {len(messages)} records {fate}")
-        cut = self._chance.randint(1, len(messages) - 1) if len(messages) > 1 else 0
         match fate:
             case "torn":
                 self._hand_over(place, messages[:cut], self._chance.choice(("", "unacknowledged")))
@@ -111,6 +118,21 @@ class SimLane:
             if draw < 0:
                 return name
         return ""
+
+    def _aimed(self, messages: list[dict[str, Any]]) -> tuple[str, int] | None:
+        """The fate of a write that one has waited for, and where it is cut."""
+        for aim in self._cluster.aims:
+            if aim.sender not in (None, self._process):
+                continue
+            if aim.fate == "torn":
+                cuts = [number for number in range(1, len(messages)) if _is_part(messages[number - 1 : number + 1])]
+            else:
+                cuts = list(range(1, len(messages) - 1))
+            if cuts:
+                self._cluster.aims.remove(aim)
+                aim.hit()
+                return aim.fate, self._chance.choice(cuts)
+        return None
 
     # -- there and back ----------------------------------------------------------------------------------------------
 
@@ -250,3 +272,8 @@ class SimLane:
 
     def _mark(self, situation: str) -> None:
         self._cluster.mark(situation)
+
+
+def _is_part(two: list[dict[str, Any]]) -> bool:
+    """Whether the first of two records is a part of what goes on in the second: only parts are as large."""
+    return two[0]["key"] == two[1]["key"] and len(two[0]["value"]) >= PART_BYTES_MIN

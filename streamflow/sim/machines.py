@@ -58,12 +58,14 @@ class Machines:
         host: Callable[[Process, Disk], SimHost] = SimHost,
         prepare: Callable[[], object] = lambda: None,
         worker: type[Worker] = Worker,
+        log: Callable[[Cluster, Process, str], SimLog] = SimLog,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.cluster, self.world = cluster, cluster.world
         self.all = [Machine(f"m{number}") for number in range(count)]
         self._app, self._name, self._chance = app, name, chance
-        self._host, self._prepare, self._worker, self._options = host, prepare, worker, options or {}
+        self._host, self._prepare, self._worker, self._log = host, prepare, worker, log
+        self._options = options or {}
 
     def start(self, machine: Machine) -> None:
         """A worker process on that machine."""
@@ -87,7 +89,7 @@ class Machines:
     async def _serve(self, machine: Machine, process: Process) -> None:
         self._prepare()
         while True:
-            log = SimLog(self.cluster, process, self._name)
+            log = self._log(self.cluster, process, self._name)
             host = self._host(process, machine.disk)
             worker = machine.worker = self._worker(self._app, log, host=host, **self._options, **machine.options)
             self.world.at_close.append(partial(unwatch, worker.gauges))

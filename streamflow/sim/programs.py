@@ -305,6 +305,16 @@ def signals(program: Program) -> list[tuple[str, str]]:
     return []
 
 
+def hangs(program: Program) -> bool:
+    """Whether a step of it ends only when it is cancelled, which takes a command."""
+    kind, *rest = program
+    if kind == "bounded":
+        return True
+    if kind == "guarded":
+        return hangs(rest[0])
+    return kind in ("sequence", "gather") and any(map(hangs, rest[0]))
+
+
 # ---------------------------------------------------------------------------------------------------------- chance
 
 LEAVES: Final = (

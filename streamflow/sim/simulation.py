@@ -15,6 +15,7 @@ from streamflow.codec.envelope import DecodeError
 from streamflow.config import Limits
 from streamflow.logs.base import COMMANDS
 from streamflow.sim import programs
+from streamflow.sim.bounds import Bounds
 from streamflow.sim.cluster import Cluster, Weather
 from streamflow.sim.driver import Driver
 from streamflow.sim.faults import Faults
@@ -35,8 +36,12 @@ STATE_CHECKED: Final = 0.002
 """How often, per event, the state of an owner is compared with the log's."""
 
 
-def limits(story: random.Random) -> Limits:
-    """Limits that are met, some of them, in a story as small as these."""
+def limits(story: random.Random, *, hang: bool) -> Limits:
+    """Limits that are met, some of them, in a story as small as these.
+
+    Where steps `hang` until they are cancelled, a worker that waits for a free slot would wait for ever: above
+    `steps_waiting_max` it hears of no cancel and of no timer.
+    """
     return Limits(
         live_runs_max=story.choice((1, 4, 512)),
         decided_turns_unacknowledged_max=story.choice((1, 8, 4096)),
@@ -45,6 +50,7 @@ def limits(story: random.Random) -> Limits:
         published_offset_batches=story.choice((1, 100)),
         queue_read_max=story.choice((1, 16)),
         queue_window_max=story.choice((1, 8, 256)),
+        steps_waiting_max=20_000 if hang else story.choice((0, 1, 20_000)),
         outgoing_records_max=story.choice((4, 20_000)),
         trim_records_min=story.choice((8, 60, 20_000)),
         snapshot_runs_at_once=story.choice((1, 32)),
@@ -68,7 +74,9 @@ class Simulation:
         # Where brokers are far away, writes go in groups.
         self.cluster.weather = Weather(delay=self.story.choice((0.001, 0.001, 0.03, 0.3)))
         self.rules = Rules(self.cluster)
-        self.limits = limits(self.story)
+        self.driver = Driver(self.cluster, self.world.process("driver"), self.rules, self.story)
+        self.limits = limits(self.story, hang=self.driver.hangs)
+        self.bounds = Bounds(self.limits)
         self.machines = Machines(
             self.cluster,
             programs.app,
@@ -76,11 +84,12 @@ class Simulation:
             self.story.randint(1, 3),
             chance=self.story,
             prepare=lambda: programs.observer.set(self._began),
+            log=self.bounds.log,
             options={"limits": self.limits, "max_parallel_steps": self.story.choice((1, 4, 64))},
         )
         self._serve_the_queue()
+        self.bounds.machines = self.machines.all
         self._faults = Faults(self.machines, seed)
-        self.driver = Driver(self.cluster, self.world.process("driver"), self.rules, self.story)
         self.failure: BaseException | None = None
         self.done = False
         self.world.after_each.append(self._check)
@@ -195,6 +204,7 @@ class Simulation:
     # -- the checks --------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
+        self.bounds.look()
         if self.world.chance.random() < STATE_CHECKED:
             for processor in self.machines.processors():
                 self.rules.state(processor)

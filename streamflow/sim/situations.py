@@ -16,6 +16,7 @@ SITUATIONS: Final[Mapping[str, str]] = {
     "command on the wrong partition": "whoever sent it has another idea of the partitions: it is forwarded",
     "command repeated": "sent twice, it must count once",
     "dead letter": "what is no command is kept for somebody to look at",
+    "end of a brief run missed": "who asks for its result comes too late: it is forgotten",
     "gap": "a record was lost, and one behind it landed",
     "killed with unacknowledged turns": "what was decided and not known to be durable",
     "old status came late": "from an owner that did not know that it was none",

@@ -106,6 +106,21 @@ class QueueReader:
         """Everything below this offset is done with."""
         return next(iter(self._open), self._next)
 
+    @property
+    def window(self) -> int:
+        """How far it has taken beyond the oldest that is not done with; at most `queue_window_max`."""
+        return self._next - self.below
+
+    @property
+    def under_way(self) -> int:
+        """Attempts that are taken and not done with; each has a slot."""
+        return len(self._open)
+
+    @property
+    def remembered(self) -> int:
+        """Answered attempts that it would know if they came again; at most `queue_window_max`."""
+        return len(self._answered)
+
     def stop(self) -> None:
         """Take nothing more; what is under way may end if it is quick about it."""
         self._stop.set()
@@ -169,7 +184,7 @@ class QueueReader:
         follow = self.log.follow(self.topic, self.partition, self._next, limit=self.limits.queue_read_max)
         async for records in follow:
             for record in records:
-                while self._next - self.below >= self.limits.queue_window_max:
+                while self.window >= self.limits.queue_window_max:
                     self._moved.clear()
                     await self._moved.wait()
                 await self.slots.acquire()

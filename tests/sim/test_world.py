@@ -134,6 +134,33 @@ def test_what_a_dead_process_begins_when_it_is_thrown_away_is_of_its_own_loop(wa
     assert loops == [process.loop] and said == []
 
 
+def test_a_generator_that_a_dead_process_was_about_to_close_is_thrown_away():
+    world, said = World(1), list[str]()
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            said.append("closed")
+
+    async def serve() -> None:
+        async for _ in numbers():
+            break  # its loop closes it, in a task
+        process.after(2, process.kill)  # there is the task, and has not begun
+        await asyncio.Event().wait()
+
+    process = world.process("one")
+    process.run(serve())
+    world.run(lambda: not process.is_alive, seconds=1.0, steps=10)
+    assert said == []
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        world.close()
+        gc.collect()
+    assert warned == []
+
+
 def test_chance_decides_who_goes_first():
     def order(seed: int) -> list[str]:
         world, said = World(seed), list[str]()
