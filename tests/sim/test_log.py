@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,125 +11,13 @@ import pytest
 from streamflow.errors import Fenced, StreamflowError, Unavailable
 from streamflow.logs.base import COMMANDS, HISTORY, STATUS, Outgoing, QueueMembership
 from streamflow.sim import lane
-from streamflow.sim.cluster import HAND_OVER_SECONDS, LATE_SECONDS_MAX, SESSION_SECONDS, Aim, Cluster, Weather
-from streamflow.sim.lane import DELIVERY_SECONDS, PART_BYTES_MIN, RETRY_SECONDS
-from streamflow.sim.log import ANSWER_SECONDS, APP_GROUP, SimLog
-from streamflow.sim.world import Process, World
+from streamflow.sim.cluster import HAND_OVER_SECONDS, LATE_SECONDS_MAX, SESSION_SECONDS, Weather
+from streamflow.sim.lane import DELIVERY_SECONDS, RETRY_SECONDS
+from streamflow.sim.log import ANSWER_SECONDS, APP_GROUP
 from tests.logs.support import Assigned, eventually
-
-CALM = Weather(partial=0.0)
-
-
-class Stage:
-    """A cluster with processes `a` and `b`; a test runs in `a`, and may use the log of either."""
-
-    def __init__(self, partitions: int = 2, seed: int = 1) -> None:
-        self.world = World(seed)
-        self.cluster = Cluster(self.world, partitions=partitions)
-        self.world.leap_to = lambda: None
-        self.cluster.weather = CALM
-        self.a, self.b = self.world.process("a"), self.world.process("b")
-
-    @property
-    def marks(self) -> dict[str, int]:
-        return self.world.marks
-
-    def log(self, process: Process | None = None) -> SimLog:
-        return SimLog(self.cluster, process or self.a, "shop")
-
-    def play(self, test: Callable[[], Awaitable[None]]) -> None:
-        """Run the test in process `a`, on the world's time."""
-        try:
-            self.let(self.a, test)
-        finally:
-            self.world.close()
-
-    def let(self, process: Process, do: Callable[[], Awaitable[Any]]) -> Any:
-        task = process.run(_awaited(do))
-        self.world.run(task.done, seconds=1_000.0, steps=100_000)
-        return task.result()
-
-    async def elsewhere(self, do: Callable[[], Awaitable[Any]]) -> Any:
-        """What process `b` finds, for a test in `a`."""
-        task = self.b.run(_awaited(do))
-        await eventually(task.done)
-        return task.result()
-
-    def landed(self, topic: str = HISTORY, partition: int = 0) -> list[bytes | None]:
-        return [record.value for record in self.cluster.stream(topic, partition).records]
-
-    async def pass_by(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)  # tidy: of the world's own time
-
-
-async def _awaited(do: Callable[[], Awaitable[Any]]) -> Any:
-    return await do()
-
-
-def weather(**rates: float) -> Weather:
-    """Calm, but for these."""
-    found = Weather(partial=0.0)
-    for name, rate in rates.items():
-        assert hasattr(found, name), name
-        setattr(found, name, rate)
-    return found
-
-
-async def assigned(log: SimLog, owner: str) -> Assigned:
-    """A member, and what it believes to be its own."""
-    return Assigned(await log.join(owner))
-
-
-def append(log: SimLog, expected: int, *values: bytes, partition: int = 0) -> asyncio.Future[int]:
-    return log.append(partition, expected, [(b"k", value) for value in values])
-
-
-async def failure(future: Awaitable[Any]) -> StreamflowError:
-    with pytest.raises(StreamflowError) as raised:
-        await future
-    return raised.value
-
+from tests.sim.stage import Stage, append, assigned, failure, weather
 
 # ------------------------------------------------------------------------------------------------------------- writes
-
-
-def test_a_torn_write_that_was_waited_for_is_cut_between_the_parts_of_a_turn():
-    stage, part = Stage(), bytes(PART_BYTES_MIN)
-
-    async def test() -> None:
-        log = stage.log()
-        hits: list[str] = []
-        stage.cluster.aims.append(Aim("torn", hit=lambda: hits.append("torn")))
-        assert await append(log, 0, b"a", b"b", b"c") == 0  # they are turns, each whole
-        assert await log.append(0, 3, [(b"k", part), (b"l", part)]) == 3  # of two runs
-        future = append(log, 5, b"d", part, b"f")
-        assert hits == ["torn"] and not stage.cluster.aims
-        assert isinstance(await failure(future), Unavailable)
-        assert stage.landed()[5:] == [b"d", part]
-
-    stage.play(test)
-    assert stage.marks["write aimed at"] == stage.marks["write torn"] == 1
-
-
-def test_a_headless_write_that_was_waited_for_leaves_two_records():
-    stage = Stage()
-
-    async def test() -> None:
-        stage.cluster.aims.append(Aim("headless", stage.b))
-        assert await append(stage.log(), 0, b"a", b"b", b"c") == 0  # of another process
-
-        async def send() -> None:
-            log = stage.log(stage.b)
-            assert await append(log, 3, b"d", b"e") == 3
-            future = append(log, 5, b"f", b"g", b"h")
-            assert not stage.cluster.aims
-            assert isinstance(await failure(future), StreamflowError)
-
-        await stage.elsewhere(send)
-        assert stage.landed()[5:] == [b"g", b"h"]
-
-    stage.play(test)
-    assert stage.marks["write aimed at"] == stage.marks["write headless"] == 1
 
 
 @pytest.mark.parametrize(
