@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from streamflow.codec.avro import (
+    decode_timer,
     encode_command,
     encode_dead_letter,
     encode_reply,
@@ -110,6 +111,13 @@ def _brief(reply: Reply) -> Reply:
         return reply
     brief = ErrorInfo(type=error.type, message=error.message[:REASON_CHARACTERS_MAX] + "…")
     return msgspec.structs.replace(reply, error=brief)
+
+
+def check_timer(key: bytes, value: bytes) -> None:
+    """Raises `ValueError` where the record is not one of a timer."""
+    timer = decode_timer(value)
+    if timer.key != key:
+        raise ValueError(f"found one whose key would be {timer.key[:80]!r}")
 
 
 def published_status(effects: Iterable[Effect]) -> StatusRecord | None:

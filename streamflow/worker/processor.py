@@ -31,13 +31,12 @@ from msgspec import Struct
 from streamflow.codec.avro import decode_timer, encode_history
 from streamflow.codec.registry import Schemas
 from streamflow.config import Limits
-from streamflow.core.derive import effects_since
 from streamflow.core.effects import CancelAttempt, Effect, PublishStatus, RecordStart, StartAttempt
 from streamflow.core.events import Claim, RunSnapshot, StepStarted, Turn
 from streamflow.core.inputs import CodeFactory
 from streamflow.core.partition import Decided, DecidedTurn, Partition
 from streamflow.errors import Fenced, Unavailable
-from streamflow.logs.base import COMMANDS, HISTORY, STATUS, Log, Outgoing, Record
+from streamflow.logs.base import COMMANDS, STATUS, Log, Outgoing, Record
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
 from streamflow.worker.ending import end, error_of
@@ -46,7 +45,8 @@ from streamflow.worker.intake import Intake
 from streamflow.worker.observing import Observer
 from streamflow.worker.outbox import outgoing, published_status
 from streamflow.worker.records import snapshot_records, turn_records
-from streamflow.worker.restore import Restorer, first_turns_since
+from streamflow.worker.rederive import publish_again
+from streamflow.worker.restore import Restorer
 from streamflow.worker.state import Copied, Entry, PartitionRow, PartitionState, change_of
 from streamflow.worker.statuses import Statuses, statuses_since
 from streamflow.worker.trimming import Snapshot, Trimmer
@@ -60,7 +60,6 @@ CLAIMS_MAX: Final = 5
 """Claims that may be lost to another owner in a row before the processor gives up: the group settles meanwhile."""
 EVICT_LOOK_MAX: Final = 32
 """Runs looked at when one must leave memory; the ones used longest ago are mostly free to go."""
-REDERIVED_RUNS_PUBLISHED_AT_ONCE: Final = 500
 
 
 class ProcessorState(StrEnum):
@@ -126,7 +125,7 @@ class Processor:
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._stop = asyncio.Event()
         self._room = asyncio.Event()
-        self._recovered = asyncio.Event()
+        self._fires = asyncio.Event()  # set from recovery to the stop
         self._idle = asyncio.Event()
         self._scheduled = False
         self._arrived_at = 0
@@ -140,6 +139,7 @@ class Processor:
         self._staged = 0
         self._unacknowledged: dict[str, list[Turn]] = {}
         self._answers: list[Outgoing] = []
+        self._answers_held = 0  # which wait for an append to become durable
 
     # -- lifecycle ---------------------------------------------------------------------------------------------------
 
@@ -219,27 +219,7 @@ class Processor:
     async def _publish_again(self) -> None:
         """Derive again what the last owner may not have published."""
         self._statuses_from = await statuses_since(self.log, self.partition, self.clock.now_ms(), self.limits)
-        offset = self.published = await self.log.published_offset(self.partition)
-        offset = max(offset, await self.log.start_offset(HISTORY, self.partition))
-        first_turns = await first_turns_since(self.log, self.partition, offset, self._next_offset)
-        pending: list[Outgoing] = []
-        for count, (workflow_id, first) in enumerate(first_turns.items(), start=1):
-            pending += self._derived(workflow_id, first)
-            if count % REDERIVED_RUNS_PUBLISHED_AT_ONCE == 0:
-                await self.log.publish(pending)
-                pending = []
-        await self.log.publish(pending, published=(self.partition, self._next_offset))
-        self.published = self._next_offset
-
-    def _derived(self, workflow_id: str, first: int) -> list[Outgoing]:
-        turns = self.state.turns(workflow_id)
-        effects: list[Effect]
-        if turns:
-            run, effects = effects_since(turns, first)
-            effects.append(PublishStatus(run.status()))
-        else:
-            effects = [PublishStatus(None)]
-        return self._outgoing(effects, workflow_id)
+        self.published = await publish_again(self.log, self.partition, self.state, self._next_offset, self._outgoing)
 
     def _outgoing(self, effects: Iterable[Effect], workflow_id: str) -> list[Outgoing]:
         return outgoing(effects, self.partition, workflow_id, self.log.partitions, status_schema=self._status_schema)
@@ -260,12 +240,13 @@ class Processor:
             self._staged = 1
             self._wake()
             await self._has_room()
-        self._recovered.set()
+        self._fires.set()
         await self._consume()
 
     async def _finish(self) -> None:
         """Graceful stop: what is decided becomes durable and visible; attempts under way are left to the next owner."""
         self.status = ProcessorState.STOPPING
+        self._fires.clear()
         self.executor.drop(self)
         self._pass()
         try:
@@ -311,9 +292,12 @@ class Processor:
         self._wake()
 
     async def fire(self, timers: Sequence[bytes], at: int) -> None:
-        """Take in timers, as their topic has them, that were found due at `at` (ms), once there is room for them."""
-        if not self._recovered.is_set() or self._is_full():
-            await self._recovered.wait()
+        """Take in timers, as their topic has them, that were found due at `at` (ms), once there is room for them.
+
+        Those that come too late, while the processor stops, are never taken in: they are the next owner's.
+        """
+        while not self._fires.is_set() or self._is_full():
+            await self._fires.wait()
             await self._has_room()
             at = self.clock.now_ms()
         for timer in map(decode_timer, timers):
@@ -333,7 +317,7 @@ class Processor:
         return (
             self._staged > 0
             or self.turns_in_flight > self.limits.decided_turns_unacknowledged_max
-            or self._outgoing_in_flight > self.limits.outgoing_records_max
+            or self._outgoing_in_flight + self._answers_held > self.limits.outgoing_records_max
             or self.executor.is_full
         )
 
@@ -390,6 +374,7 @@ class Processor:
         if not decided.turns:
             if answers:
                 self._answer_when_durable(answers)
+            self._evict()
             return
         records: list[tuple[bytes, bytes]] = []
         entries: list[Entry] = []
@@ -417,6 +402,7 @@ class Processor:
         self._next_offset += len(records)
         self.turns_in_flight += len(turns)
         row = self._row(self.core.term, self.core.seq, self.core.consumed)
+        self._answers_held += len(answers)
         self._batches.append(Batch(time.perf_counter(), self._next_offset, row, entries, turns, answers))
         future.add_done_callback(self._acknowledged)
         return future
@@ -461,6 +447,7 @@ class Processor:
         """What was answered may rest on turns that are not durable yet: it leaves after them."""
         if self._batches:
             self._batches[-1].answers += answers
+            self._answers_held += len(answers)
         else:
             self._publish(answers, None)
 
@@ -485,7 +472,7 @@ class Processor:
         self.observer.appended(batch.turns, batch.begun_at)
         self.trimmer.moved(batch.end_offset)
         self._evict()
-        if self.core.has_work or self._answers:
+        if self.core.has_work or self._answers or self._staged:
             self._wake()
         if not self._is_full():
             self._room.set()
@@ -494,6 +481,7 @@ class Processor:
 
     def _perform(self, batch: Batch) -> None:
         records: list[Outgoing] = []
+        self._answers_held -= len(batch.answers)
         for item in batch.turns:
             workflow_id = item.turn.workflow_id
             pending = self._unacknowledged[workflow_id]

@@ -35,6 +35,7 @@ from streamflow.worker.ending import end
 from streamflow.worker.executor import Executor
 from streamflow.worker.gauges import LAG_SECONDS, Lags, read
 from streamflow.worker.host import Host, ProcessHost
+from streamflow.worker.outbox import check_timer
 from streamflow.worker.processor import Processor, ProcessorState
 from streamflow.worker.queues import QueueService
 from streamflow.worker.timers import TimerService
@@ -336,6 +337,7 @@ class Worker:
                 partition,
                 clock=self.clock,
                 fire_at_of=TimerRecord.fire_at_of,
+                check=check_timer,
                 fire=processor.fire,
                 on_fired=TIMER_LATENESS.observe,
             )

@@ -37,8 +37,8 @@ from streamflow.core.machines.table import next_state
 from streamflow.core.partition import Decided, Partition
 from streamflow.core.reading import ReadingRule
 from streamflow.core.replay import Execution
-from streamflow.logs.base import TIMERS, Outgoing
-from streamflow.worker import intake, outbox, processor, restore
+from streamflow.logs.base import TIMERS, Log, Outgoing
+from streamflow.worker import intake, outbox, processor, rederive, restore
 from streamflow.worker.ending import error_of
 from streamflow.worker.intake import Intake
 from streamflow.worker.processor import Processor
@@ -208,11 +208,12 @@ def answer_before_the_acknowledgement() -> Patch:
 def derive_nothing_again() -> Patch:
     """Who takes over takes everything for published."""
 
-    async def again(self: Processor) -> None:
-        await self.log.published_offset(self.partition)
-        await self.log.publish([], published=(self.partition, self._next_offset))
+    async def again(log: Log, partition: int, state: PartitionState, end: int, outgoing_of: Any) -> int:
+        await log.published_offset(partition)
+        await log.publish([], published=(partition, end))
+        return end
 
-    return swap(Processor, "_publish_again", again)
+    return swap(processor, "publish_again", again)
 
 
 @mutation("7", "endless", seeds=1)
@@ -223,21 +224,22 @@ def derive_again_behind_the_first_turn() -> Patch:
     def since(turns: Sequence[Turn], first: int) -> Any:
         return usual(turns, first + 1)
 
-    return swap(processor, "effects_since", since)
+    return swap(rederive, "effects_since", since)
 
 
 @mutation("7", "endless", seeds=6)
 def move_the_published_offset_first() -> Patch:
     """The offset up to which all is published goes out before what it stands for."""
 
-    async def again(self: Processor) -> None:
-        offset = await self.log.published_offset(self.partition)
-        await self.log.publish([], published=(self.partition, self._next_offset))
-        first_turns = await restore.first_turns_since(self.log, self.partition, offset, self._next_offset)
+    async def again(log: Log, partition: int, state: PartitionState, end: int, outgoing_of: Any) -> int:
+        offset = await log.published_offset(partition)
+        await log.publish([], published=(partition, end))
+        first_turns = await restore.first_turns_since(log, partition, offset, end)
         for workflow_id, first in first_turns.items():
-            await self.log.publish(self._derived(workflow_id, first))
+            await log.publish(outgoing_of(rederive._derived(state, workflow_id, first), workflow_id))
+        return end
 
-    return swap(Processor, "_publish_again", again)
+    return swap(processor, "publish_again", again)
 
 
 @mutation("endless", seeds=1)

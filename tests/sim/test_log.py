@@ -15,7 +15,7 @@ from streamflow.sim.cluster import HAND_OVER_SECONDS, LATE_SECONDS_MAX, SESSION_
 from streamflow.sim.lane import DELIVERY_SECONDS, RETRY_SECONDS
 from streamflow.sim.log import ANSWER_SECONDS, APP_GROUP
 from tests.logs.support import Assigned, eventually
-from tests.sim.stage import Stage, append, assigned, failure, weather
+from tests.sim.stage import CALM, Stage, append, assigned, failure, weather
 
 # ------------------------------------------------------------------------------------------------------------- writes
 

@@ -10,7 +10,9 @@ from streamflow.codec.avro import (
     decode_reply,
     decode_status,
     decode_task,
+    encode_timer,
 )
+from streamflow.codec.envelope import DecodeError
 from streamflow.config import PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX
 from streamflow.core.commands import CancelWorkflow, Command
 from streamflow.core.effects import (
@@ -33,7 +35,7 @@ from streamflow.core.effects import (
 from streamflow.errors import ErrorInfo
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, REPLIES, STATUS, TIMERS, Outgoing
 from streamflow.logs.checks import check_size
-from streamflow.worker.outbox import dead_letter, encode_fitting, outgoing
+from streamflow.worker.outbox import check_timer, dead_letter, encode_fitting, outgoing
 
 TIMER = TimerRecord(workflow_id="w", kind="sleep", run=1, number=2, attempt=0, fire_at=77)
 
@@ -130,3 +132,11 @@ def test_a_dead_letter_always_fits(key: bytes, value: bytes | None, reason: str)
 
 def test_a_timer_s_key_says_when_it_is_due():
     assert TIMER.fire_at_of(TIMER.key) == TIMER.fire_at == 77
+
+
+def test_a_record_that_is_not_of_its_timer_is_refused():
+    check_timer(TIMER.key, encode_timer(TIMER))
+    with pytest.raises(ValueError, match="whose key would be"):
+        check_timer(TIMER.key + b"0", encode_timer(TIMER))
+    with pytest.raises(DecodeError):
+        check_timer(TIMER.key, b"junk")

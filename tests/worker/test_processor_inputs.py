@@ -388,3 +388,89 @@ def test_timers_wait_until_the_runs_that_need_attention_had_theirs():
             assert await it.state_of("a") == "completed"
 
     run(test())
+
+
+def test_timers_that_come_while_the_processor_stops_are_the_next_owners():
+    async def test():
+        async with world(flows.app) as it:
+            await it.start("a", "sleeps", b"[1]")
+            (timer,) = await it.timers()
+            it.clock.advance_to(timer.fire_at)
+            it.log.hold_appends = True
+            await it.send("a", signal())
+            it.processor.stop()
+            await settle()
+            assert it.processor.status is ProcessorState.STOPPING
+            fire = asyncio.create_task(it.processor.fire([encode_timer(timer)], timer.fire_at))
+            await settle()
+            await it.log.appends[0].release()
+            assert it.task is not None
+            await it.task
+            assert not fire.done() and len(it.log.appends) == 1
+            fire.cancel()
+            assert await it.state_of("a") == "running" and await it.timers() == [timer]
+
+    run(test())
+
+
+# --------------------------------------------------------------------------------------------------------------- limits
+
+
+def ids(partition: int, count: int) -> list[str]:
+    """Ids of runs that belong to that partition, of two."""
+    return [f"w{n}" for n in range(100) if partition_of(f"w{n}", 2) == partition][:count]
+
+
+def test_a_batch_that_was_all_forwarded_while_too_much_was_under_way_leaves_the_partition_open():
+    async def test():
+        async with world(flows.app, partitions=2, decided_turns_unacknowledged_max=1) as it:
+            one, other, later = ids(0, 3)
+            (elsewhere,) = ids(1, 1)
+            for workflow_id in (one, other):
+                await it.start(workflow_id, "line", b"[2]")
+            it.log.hold_publishes = True
+            await it.send_raw(it.command_record(elsewhere, StartWorkflow(workflow="listens", args=b"[]")).value or b"")
+            (forward,) = it.log.publishes
+            it.log.hold_appends = True
+            for workflow_id in (one, other):
+                it.executor.complete(workflow_id, 0)
+            await settle()
+            assert it.processor.turns_in_flight == 2
+            await forward.release()
+            it.log.hold_publishes = it.log.hold_appends = False
+            for held in (*it.log.appends, *it.log.publishes[1:]):
+                await held.release()
+            await it.start(later, "listens")
+            assert await it.state_of(later) == "running"
+
+    run(test())
+
+
+def test_runs_that_were_loaded_in_vain_leave_memory():
+    async def test():
+        async with world(flows.app, live_runs_max=1) as it:
+            for number in range(5):
+                await it.start(f"w{number}", "listens")
+            for number in range(5):
+                await it.start(f"w{number}", "listens", if_exists="attach")
+            assert len(it.processor.core.live) == 1
+
+    run(test())
+
+
+def test_answers_that_wait_for_an_append_count_as_outgoing():
+    async def test():
+        async with world(flows.app, outgoing_records_max=3) as it:
+            await it.start("w", "listens")
+            it.log.hold_appends = True
+            await it.send("w", signal(b"1"))
+            read = it.processor.core.next_command
+            for _ in range(10):
+                await it.send("w", StartWorkflow(workflow="listens", args=b"[]", if_exists="attach"))
+            assert it.processor.core.next_command - read < 10
+            it.log.hold_appends = False
+            await it.log.appends[0].release()
+            assert it.processor.core.next_command - read == 10
+            assert len(await it.replies()) == 12
+
+    run(test())

@@ -80,7 +80,7 @@ class World:
     def start(self, **limits: int) -> None:
         options: dict[str, Any] = {"on_fired": self.late.append, **limits}
         service = TimerService(
-            self.log, self.store, 0, clock=self.clock, fire_at_of=fire_at_of, fire=self.take, **options
+            self.log, self.store, 0, clock=self.clock, fire_at_of=fire_at_of, check=check, fire=self.take, **options
         )
         self._task = asyncio.create_task(service.run())
 
@@ -118,6 +118,11 @@ def key(name: str, at: int) -> bytes:
 
 def fire_at_of(key: bytes) -> int:
     return int(key.rpartition(b".")[2])
+
+
+def check(key: bytes, value: bytes) -> None:
+    if not key.startswith(value):
+        raise ValueError("found something else")
 
 
 @asynccontextmanager
@@ -210,7 +215,7 @@ def test_set_and_dropped_within_a_batch_touches_nothing() -> None:
             w.store.write = spy  # type: ignore[method-assign, assignment]
             records = []
             for n in range(100):
-                records += [Outgoing(TIMERS, 0, b"%d.9999999" % n, b"x"), Outgoing(TIMERS, 0, b"%d.9999999" % n, None)]
+                records += [Outgoing(TIMERS, 0, b"%d.9999999" % n, b""), Outgoing(TIMERS, 0, b"%d.9999999" % n, None)]
             await w.log.publish(records)
             w.start()
             await settle()
@@ -393,11 +398,42 @@ def test_many_due_at_once_take_few_batches() -> None:
             w.start()
             await w.clock.advance(999)
             assert w.fired == []
-            await w.clock.advance(1 + 2 * GATHER_MS)
+            await w.clock.advance(1 + 4 * GATHER_MS)
             assert len(w.fired) == len(set(w.fired)) == 2000
-            assert w.batches == [1000, 1000]
-            assert max(w.late) == 2 * GATHER_MS / 1000
-            assert w.instants == [at, at + GATHER_MS], "the instant is that of the look"
+            assert w.batches == [500] * 4
+            assert max(w.late) == 4 * GATHER_MS / 1000
+            assert w.instants == [at + n * GATHER_MS for n in range(4)], "the instant is that of the look"
+
+    run(main)
+
+
+def test_what_is_no_timer_is_left_out_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with world() as w:
+            w.start()
+            at = w.clock.at_ms
+            await w.publish([
+                Outgoing(TIMERS, 0, b"junk", b"junk"),
+                Outgoing(TIMERS, 0, b"junk", None),
+                Outgoing(TIMERS, 0, key("a", at), b"of another"),
+                Outgoing(TIMERS, 0, key("b", at), b"b"),
+            ])  # fmt: skip
+            assert w.fired == ["b"] and w.store.applied_offset == 4
+            await w.drop(("a", at), ("b", at))
+            assert w.rows() == 0
+
+    run(main)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and "partition 0, timers at offset 1: left out, key b'junk'" in said[0]
+    assert "found something else" in said[1]
+
+
+def test_an_instant_beyond_the_end_of_time_is_no_error() -> None:
+    async def main() -> None:
+        async with world() as w:
+            w.start()
+            await w.write(("late", 1 << 80), ("early", -5))
+            assert w.fired == ["early"] and w.rows() == 2
 
     run(main)
 
