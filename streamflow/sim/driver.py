@@ -168,7 +168,7 @@ class Driver:
         for number, (name, value) in enumerate(programs.signals(program)):
             await asyncio.sleep(self.story.uniform(0, 5.0))
             signal = partial(handle.signal, name, value, id=f"{handle.id} {life} {number}")
-            await self._insist(signal, may_be_closed=True)
+            await self._insist(signal, may_be_closed=handle.id)
         await asyncio.sleep(planned.away)
         try:
             result = await self._insist(handle.result)
@@ -193,14 +193,14 @@ class Driver:
 
     async def _stop(self, handle: Handle[Any], how: str) -> None:
         await asyncio.sleep(self.story.uniform(0, STOPPED_SECONDS))
-        await self._insist(handle.cancel if how == "cancelled" else handle.terminate, may_be_closed=True)
+        await self._insist(handle.cancel if how == "cancelled" else handle.terminate, may_be_closed=handle.id)
 
     async def _afterwards(self, client: Client, handle: Handle[Any], planned: Plan) -> None:
         """The run is closed; some are deleted, some begin a second life under their id."""
         if planned.then is None or planned.brief:
             return
         if planned.then in ("cleanup", "again"):
-            done = await self._insist(handle.cleanup, may_be_closed=True)  # asked again, it may be gone already
+            done = await self._insist(handle.cleanup, may_be_closed=handle.id)  # asked again, it may be gone already
             if done is not True and not self.rules.was_deleted(handle.id):
                 raise Violated(f"run {handle.id} is closed and was not cleaned up")
             self.rules.mark("run cleaned up")
@@ -210,8 +210,8 @@ class Driver:
             self.rules.mark(f"run begun {'after a clean-up' if planned.then == 'again' else 'again'}")
             await self._follow(second, planned, planned.second, life=2)
 
-    async def _insist(self, ask: Callable[[], Any], *, may_be_closed: bool = False) -> Any:
-        """Ask again while nobody answers."""
+    async def _insist(self, ask: Callable[[], Any], *, may_be_closed: str | None = None) -> Any:
+        """Ask again while nobody answers. Of the run of that id it may be too late to ask anything."""
         while True:
             try:
                 return await ask()
@@ -220,11 +220,11 @@ class Driver:
             except (WorkflowCancelled, WorkflowTerminated, WorkflowFailed):
                 raise
             except WorkflowNotFound:
-                if may_be_closed:
+                if may_be_closed is not None:
                     return None
                 raise
             except CommandRejected as error:
-                if may_be_closed:
+                if may_be_closed is not None and self.rules.has_ended(may_be_closed):
                     return None
                 raise Violated(f"the driver was refused: {error!r}") from error
             except StreamflowError as error:

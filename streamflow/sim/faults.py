@@ -105,13 +105,15 @@ class Faults:
         if process is None or worker is None:
             return f"{machine.name} has not begun yet"
 
+        seconds = chance.uniform(10.0, 30.0)
+        back_at = self.world.now + seconds
+
         async def leave() -> None:
             await worker.stop()
             process.kill()
+            self.world.at(back_at, lambda: self.machines.restart(machine))  # later, if it was long in leaving
 
         process.run(leave())
-        seconds = chance.uniform(10.0, 30.0)
-        self._later(seconds, lambda: self.machines.restart(machine))
         return f"{machine.name} is asked to leave for {seconds:.1f} s"
 
     def _jump(self, machine: Machine, chance: random.Random) -> str:

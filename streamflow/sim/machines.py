@@ -44,7 +44,8 @@ class Machine:
 class Machines:
     """All machines that serve one app. With `chance`, each process's clocks are off and drift; without, they are right.
 
-    `options` are further arguments of each `Worker`; `prepare` is called in each process before its worker is made.
+    `options` are further arguments of each `Worker`; `prepare` is called in each process before its worker is made;
+    `failed` is told what a worker dies of, where that is not an outage.
     """
 
     def __init__(
@@ -60,12 +61,13 @@ class Machines:
         worker: type[Worker] = Worker,
         log: Callable[[Cluster, Process, str], SimLog] = SimLog,
         options: dict[str, Any] | None = None,
+        failed: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.cluster, self.world = cluster, cluster.world
         self.all = [Machine(f"m{number}") for number in range(count)]
         self._app, self._name, self._chance = app, name, chance
         self._host, self._prepare, self._worker, self._log = host, prepare, worker, log
-        self._options = options or {}
+        self._options, self._failed = options or {}, failed
 
     def start(self, machine: Machine) -> None:
         """A worker process on that machine."""
@@ -91,9 +93,9 @@ class Machines:
         while True:
             log = self._log(self.cluster, process, self._name)
             host = self._host(process, machine.disk)
-            worker = machine.worker = self._worker(self._app, log, host=host, **self._options, **machine.options)
-            self.world.at_close.append(partial(unwatch, worker.gauges))
             try:
+                worker = machine.worker = self._worker(self._app, log, host=host, **self._options, **machine.options)
+                self.world.at_close.append(partial(unwatch, worker.gauges))
                 await worker.start()
                 await worker.wait()
                 return
@@ -101,6 +103,11 @@ class Machines:
                 self.world.note(process.name, f"could not serve: {error}")
                 await log.close()
                 await asyncio.sleep(RESTART_SECONDS)
+            except Exception as error:  # whatever it is, no supervisor can mend it
+                if self._failed is None:
+                    raise
+                self._failed(error)
+                return
 
     def kill(self, machine: Machine, loss: Loss) -> None:
         """The process dies, and its disk may lose something."""

@@ -25,6 +25,7 @@ from streamflow.core.events import (
     RunDeleted,
     RunFailed,
     RunSnapshot,
+    RunStarted,
     RunTerminated,
     StepAttemptFailed,
     StepCancelled,
@@ -32,6 +33,7 @@ from streamflow.core.events import (
     StepDue,
     StepFailed,
     StepScheduled,
+    StepStarted,
     TimerFired,
     TimerSet,
     Turn,
@@ -56,6 +58,9 @@ STATES: Final[Mapping[str, type[Any]]] = {
 
 OVERDUE_SECONDS: Final = 7_200.0
 """Timers that were due so long ago are over: clocks are an hour off at most."""
+DRIFT_MAX: Final = 0.0011
+CLOCK_ERROR_MS: Final = 2
+"""Clocks are read in milliseconds, and a callback goes on at the instant at which it began."""
 
 
 class Violated(AssertionError):
@@ -71,8 +76,16 @@ class Facts:
     closed: Any = None
     unwinds: bool = False
     """Whether it was asked to cancel."""
+    start_at: int = 0
+    deadline_at: int = 0
+    term: int = 0
+    """Whose last turn it was."""
+    terms: dict[int, int] = field(default_factory=dict)
+    """Whose turn scheduled a step, or its next attempt; of one that runs at most once: whose turn began it."""
     deletions: int = 0
     """How often all of it was deleted."""
+    turn_deleted: int = 0
+    """The turn that deleted it."""
     turns_deleted: int = 0
     """How many turns it had then; a status of one of them may come late."""
     steps: dict[int, StepScheduled] = field(default_factory=dict)
@@ -81,6 +94,8 @@ class Facts:
     outcomes: dict[int, object] = field(default_factory=dict)
     timers: dict[int, int] = field(default_factory=dict)
     fired: set[int] = field(default_factory=set)
+    started: set[int] = field(default_factory=set)
+    """The steps that run at most once and were begun."""
     commands: set[str] = field(default_factory=set)
     due: dict[int, int] = field(default_factory=dict)
     """When the next attempt of a step may begin, by step, where that is later than its turn."""
@@ -93,16 +108,19 @@ class Facts:
     begun: dict[tuple[int, int], int] = field(default_factory=dict)
     """How often the code of a step has begun, by attempt."""
 
-    def begin(self, run: int) -> None:
+    def begin(self, created: RunCreated) -> None:
         """Another run begins under the id."""
-        self.run, self.closed, self.unwinds = run, None, False
-        self.steps, self.attempts, self.outcomes, self.timers, self.fired = {}, {}, {}, {}, set()
-        self.begun, self.due, self.done = {}, {}, set()
+        self.run, self.closed, self.unwinds = created.run, None, False
+        self.start_at, self.deadline_at = created.start_at or 0, created.deadline_at or 0
+        self.steps, self.attempts, self.outcomes, self.timers = {}, {}, {}, {}
+        self.fired, self.started = set(), set()
+        self.begun, self.due, self.done, self.terms = {}, {}, set(), {}
 
     def deleted(self) -> None:
         """Nothing is left of it, but that there was something."""
-        deletions, turns = self.deletions + 1, max(self.turn, self.turns_deleted)
-        self.__init__(deletions=deletions, turns_deleted=turns)  # type: ignore[misc]
+        deletions, turn, turns = self.deletions + 1, self.turn, max(self.turn, self.turns_deleted)
+        ends = self.ends  # whoever asked before may hear of them later
+        self.__init__(deletions=deletions, turn_deleted=turn, turns_deleted=turns, ends=ends)  # type: ignore[misc]
 
 
 class _Reader:
@@ -116,13 +134,19 @@ class _Reader:
         self.owner = ""
 
 
+def _what(step: StepScheduled) -> bytes:
+    """The first argument of a step."""
+    return step.args[1:-1].partition(b",")[0]
+
+
 class Rules:
     """All invariants over one cluster."""
 
-    def __init__(self, cluster: Cluster, *, code_fits: bool = True) -> None:
+    def __init__(self, cluster: Cluster, *, ours: bool = True) -> None:
         self.cluster = cluster
-        self.code_fits = code_fits
-        """Whether the workflows are known to decide alike each time, so that none may block."""
+        self.ours = ours
+        """Whether the app is that of programs.py: it is known what its steps stand for, and that its workflows decide
+        alike each time."""
         self.runs: dict[str, Facts] = {}
         self.readers = [_Reader(partition) for partition in range(cluster.partitions)]
         self.turned: list[Callable[[Turn, list[Any]], None]] = []
@@ -206,16 +230,21 @@ class Rules:
     def _turn(self, reader: _Reader, turn: Turn) -> None:
         facts = self.runs.setdefault(turn.workflow_id, Facts())
         where = f"run {turn.workflow_id}, turn {turn.turn}"
-        if turn.turn != facts.turn + 1:
+        # Begun again before its deletion is durable, it goes on counting.
+        if turn.turn != facts.turn + 1 and not (facts.turn == 0 and turn.turn == facts.turn_deleted + 1):
             raise Violated(f"{where}: expected turn {facts.turn + 1}: its turns have a hole or repeat (1)")
         if turn.consumed < reader.consumed:
             raise Violated(f"{where}: consumed went back from {reader.consumed} to {turn.consumed} (1)")
         if turn.at < reader.at:
             raise Violated(f"{where}: its time is {reader.at - turn.at} ms before that of the turn before it (1)")
-        facts.turn, reader.consumed, reader.at = turn.turn, turn.consumed, turn.at
+        if turn.at > (latest := self._latest_ms()):
+            raise Violated(f"{where}: its time is {turn.at - latest:.0f} ms ahead of all clocks (5)")
+        facts.turn, facts.term, reader.consumed, reader.at = turn.turn, turn.term, turn.consumed, turn.at
         facts.turns.append(turn)
         for event in turn.events:
             self._event(facts, event, turn.at, where)
+            if isinstance(event, RunCreated):
+                self._as_asked(event, turn, where)
         # A run that begins again under its id takes along what was applied before, or that would be applied again.
         begins = any(type(event) is RunCreated for event in turn.events)
         for command in turn.commands:
@@ -225,20 +254,38 @@ class Rules:
         for hear in self.turned:
             hear(turn, turn.events)
 
+    def _latest_ms(self) -> float:
+        """5. What no clock has shown yet is early, whatever an owner believes. Who took over from one whose wall clock
+        was far ahead goes on from there by a monotonic one, which may drift.
+        """
+        world = self.cluster.world
+        least, most = world.wall_offsets
+        drift = world.now * DRIFT_MAX if most - least > 1.0 else 0.0
+        return (world.epoch + world.now + most + drift) * 1000 + CLOCK_ERROR_MS
+
+    def _as_asked(self, created: RunCreated, turn: Turn, where: str) -> None:
+        """5. A run begins and ends in time by what its command asks for, not only by what its owner wrote of it."""
+        commands = [self._asked[each.command_id] for each in turn.commands if each.command_id in self._asked]
+        asked = next((each.body for each in reversed(commands) if isinstance(each.body, StartWorkflow)), None)
+        if asked is None:
+            return
+        start_at = asked.start_at if asked.delay_ms is None else turn.at + asked.delay_ms
+        if created.start_at != start_at:
+            raise Violated(f"{where}: it is to begin at {created.start_at}, asked was {start_at} (5)")
+        begins_at = max(start_at or 0, turn.at)
+        if asked.timeout_ms is not None and created.deadline_at != begins_at + asked.timeout_ms:
+            raise Violated(f"{where}: it is to end by {created.deadline_at}, asked was {asked.timeout_ms} ms (5)")
+
     def _event(self, facts: Facts, event: Any, at: int, where: str) -> None:
         if isinstance(event, RunCreated):
             if facts.run and facts.closed is None:
                 raise Violated(f"{where}: created again while it is open (5)")
-            facts.begin(event.run)
+            facts.begin(event)
         elif facts.closed is not None and not isinstance(event, RunDeleted) and type(event).__name__ != "RetentionSet":
             raise Violated(f"{where}: {type(event).__name__} after it closed (5)")
         match event:
             case RunCompleted() | RunFailed() | RunCancelled() | RunTerminated():
-                facts.closed = event
-                facts.ends.append(event)
-                # Terminated, or out of time, it stops where it stands.
-                if facts.done and isinstance(event, RunCompleted | RunCancelled):
-                    raise Violated(f"{where}: it is closed, and {min(facts.done)!r} was never undone (6)")
+                self._ended(facts, event, at, where)
             case RunDeleted():
                 facts.deleted()
                 self.mark("run deleted")
@@ -246,28 +293,45 @@ class Rules:
                 if number in facts.steps:
                     raise Violated(f"{where}: step {number} is scheduled twice (3)")
                 facts.steps[number] = event
+                facts.terms[number] = facts.term
                 self._next_attempt(facts, number, 1, event.start_at or 0, at)
-                what = event.args[1:-1].partition(b",")[0]
-                if event.name == "do":
-                    facts.done.add(what)
-                elif event.name == "undo":
-                    facts.done.discard(what)
+                if event.name == "do" and self.ours:
+                    facts.done.add(_what(event))
+                elif (
+                    event.name == "undo" and self.ours
+                ):  # its end is not waited for by who was cancelled beside it in a gather
+                    facts.done.discard(_what(event))
             case StepDue(number=number, attempt=attempt):
                 if at < facts.due.get(number, 0):
                     raise Violated(
                         f"{where}: attempt {attempt} of step {number} is due {facts.due[number] - at} ms early (5)"
                     )
                 facts.attempts[number] = attempt
+                facts.terms[number] = facts.term
+            case StepStarted(number=number):
+                facts.terms[number] = facts.term
+                facts.started.add(number)
             case StepAttemptFailed(number=number, attempt=attempt, retry_at=retry_at):
                 self._outcome(facts, number, attempt, where)
                 self._next_attempt(facts, number, attempt + 1, retry_at, at)
+                if facts.attempts[number] > attempt:  # begun at once
+                    facts.terms[number] = facts.term
+                if facts.steps[number].name == "fail" and self.ours:
+                    raise Violated(f"{where}: step {number}, which may be tried once, is tried again (3)")
             case StepCompleted(number=number, attempt=attempt) | StepFailed(number=number, attempt=attempt):
                 self._outcome(facts, number, attempt, where)
                 facts.outcomes[number] = event
-                if isinstance(event, StepFailed) and facts.steps[number].at_most_once:
+                if isinstance(event, StepCompleted) and not (facts.deletions or (number, attempt) in facts.begun):
+                    raise Violated(f"{where}: step {number} completed, and its code never began (2)")
+                if isinstance(event, StepFailed) and event.error.type.endswith("StepInterrupted"):
+                    if number not in facts.started or facts.terms[number] >= facts.term:
+                        raise Violated(f"{where}: step {number} is given up, and its worker did not die in it (3)")
                     self.mark("step cut off")
             case CancelRequested():
                 facts.unwinds = True
+            case RunStarted():
+                if at < facts.start_at:
+                    raise Violated(f"{where}: it begins {facts.start_at - at} ms early (5)")
             case StepCancelled(number=number):
                 facts.outcomes[number] = event
             case TimerSet(number=number, fire_at=fire_at):
@@ -278,8 +342,25 @@ class Rules:
                 if number in facts.fired:
                     raise Violated(f"{where}: timer {number} fired twice (5)")
                 facts.fired.add(number)
-            case RunBlocked(error=error) if self.code_fits:
+            case RunBlocked(error=error) if self.ours:
                 raise Violated(f"{where}: the code has not changed, and does not fit its history: {error.message} (4)")
+
+    def _ended(
+        self, facts: Facts, event: RunCompleted | RunFailed | RunCancelled | RunTerminated, at: int, where: str
+    ) -> None:
+        """5, 6. A run is over: in time, as it was asked to, and with what it had begun undone."""
+        facts.closed = event
+        facts.ends.append(event)
+        if isinstance(event, RunCompleted) and facts.unwinds and self.ours:
+            raise Violated(f"{where}: it was asked to cancel, and completed (6)")
+        timed_out = self.ours and isinstance(event, RunFailed) and event.error.type == "TimeoutError"
+        if timed_out and at < facts.deadline_at:
+            raise Violated(f"{where}: its time is over {facts.deadline_at - at} ms early (5)")
+        if isinstance(event, RunCancelled) and facts.unwinds:
+            self.mark("run cancelled at work")
+        # Terminated, or out of time, it stops where it stands.
+        if facts.done and isinstance(event, RunCompleted | RunCancelled):
+            raise Violated(f"{where}: it is closed, and {min(facts.done)!r} was never undone (6)")
 
     @staticmethod
     def _next_attempt(facts: Facts, number: int, attempt: int, due: int, at: int) -> None:
@@ -332,6 +413,14 @@ class Rules:
             if scheduled.at_most_once:
                 raise Violated(f"run {workflow_id}: step {number} began {times} times, and may once (3)")
             self.mark("attempt begun again" if scheduled.queue is None else "queued attempt begun again")
+        owners = 1 + self.readers[partition_of(workflow_id, self.cluster.partitions)].term - facts.terms[number]
+        if scheduled.queue is None and attempt == facts.attempts[number] and times > owners:
+            raise Violated(f"run {workflow_id}: attempt {attempt} of step {number} began {times} times under "
+                           f"{owners} owners (3)")  # fmt: skip
+
+    def has_ended(self, workflow_id: str) -> bool:
+        """Whether a run of that id has ever ended."""
+        return bool(self._ends(workflow_id))
 
     def exists(self, workflow_id: str) -> bool:
         """Whether there is, or was, such a run."""

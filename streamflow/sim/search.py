@@ -19,6 +19,8 @@ from streamflow.sim.rules import Violated
 from streamflow.sim.simulation import Simulation
 from streamflow.sim.world import Stuck, TooLong
 
+LOGGED: Final = "the product logged an error: "
+ERRORS_KEPT_MAX: Final = 10
 CHUNK_SEEDS: Final = 2
 """Seeds that a process is given at once; twice as many chunks as there are processes are under way."""
 
@@ -32,7 +34,7 @@ class Verdict:
     kind: str = ""
     """The class of what was raised."""
     rule: str = ""
-    """What noticed it: the number of an invariant, or outcome, refused, endless, or else the class."""
+    """What noticed it: the number of an invariant, or outcome, refused, endless, logged, or else the class."""
     trace: int = 0
     steps: int = 0
     virtual_seconds: float = 0.0
@@ -55,10 +57,13 @@ def play(seed: int, *, without: frozenset[int] = frozenset()) -> Verdict:
 def _play(simulation: Simulation) -> Verdict:
     failure: Exception | None = None
     try:
-        simulation.run()
+        with listening() as errors:
+            simulation.run()
         reported = simulation.unhandled()
         if reported is not None:
             raise AssertionError(f"an exception reached nobody: {reported}")
+        if errors:  # it began again from the log, as it should, and all came right; yet it was wrong
+            raise Violated(f"{LOGGED}{errors[0]}")
     except Exception as error:  # whatever it is, it is this seed's verdict
         failure = error.with_traceback(None)
     world = simulation.world
@@ -84,6 +89,8 @@ def _rule(failure: Exception) -> str:
         return "endless"
     if not isinstance(failure, Violated):
         return type(failure).__name__
+    if str(failure).startswith(LOGGED):
+        return "logged"
     number = re.search(r"\((\d+)\)\Z", str(failure))
     if number is not None:
         return number[1]
@@ -140,6 +147,35 @@ def quietly() -> Iterator[None]:
     """As worlds are to be played: without log lines, and without the collector."""
     with quiet(), no_collector():
         yield
+
+
+class _Errors(logging.Handler):
+    """Keeps what is said of errors, of each of a few the text."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.said) < ERRORS_KEPT_MAX:
+            cause = "" if record.exc_info is None else f" ({record.exc_info[1]!r})"
+            self.said.append(f"{record.name}: {record.getMessage()}{cause}")
+
+
+@contextmanager
+def listening() -> Iterator[list[str]]:
+    """What the product logs as an error meanwhile; nothing else of it is heard by anybody."""
+    product, handler, before = logging.getLogger("streamflow"), _Errors(), logging.root.manager.disable
+    propagates = product.propagate
+    logging.disable(logging.WARNING)
+    product.propagate = False
+    product.addHandler(handler)
+    try:
+        yield handler.said
+    finally:
+        product.removeHandler(handler)
+        product.propagate = propagates
+        logging.disable(before)
 
 
 @contextmanager

@@ -85,6 +85,7 @@ class Simulation:
             chance=self.story,
             prepare=lambda: programs.observer.set(self._began),
             log=self.bounds.log,
+            failed=self._died,
             options={"limits": self.limits, "max_parallel_steps": self.story.choice((1, 4, 64))},
         )
         self._serve_the_queue()
@@ -151,6 +152,9 @@ class Simulation:
             self.machines.all.append(Machine(f"q{number}", options=options))
         if len(self.machines.all) == owners:
             self.machines.all[0].options["queues"] = [programs.QUEUE]
+
+    def _died(self, error: BaseException) -> None:
+        self.failure = self.failure or error
 
     def _began(self, info: StepInfo) -> None:
         try:

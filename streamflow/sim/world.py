@@ -17,7 +17,7 @@ from math import inf
 from typing import Any, Final
 from zlib import crc32
 
-from streamflow.sim.loop import RESOLUTION_SECONDS, ProcessLoop
+from streamflow.sim.loop import ProcessLoop
 from streamflow.worker.clock import Clock
 
 EPOCH_SECONDS: Final = 1_900_000_000.0
@@ -47,7 +47,7 @@ class Process:
         self.silent_since: float | None = None
         """Since when nobody has heard of it: stopped, or dead."""
         self.drift = 1.0
-        self.wall_offset = 0.0
+        self._wall_offset = 0.0
         self.callbacks = 0
         """How many callbacks of it have run."""
         self.wakes_at = inf
@@ -64,6 +64,16 @@ class Process:
         """Seconds since the process began, by its own clock."""
         return (self.world.now - self._born_at) * self.drift
 
+    @property
+    def wall_offset(self) -> float:
+        """How far its wall clock is ahead of the world's, in seconds."""
+        return self._wall_offset
+
+    @wall_offset.setter
+    def wall_offset(self, seconds: float) -> None:
+        self._wall_offset = seconds
+        self.world.wall_offsets = min(seconds, self.world.wall_offsets[0]), max(seconds, self.world.wall_offsets[1])
+
     def in_world(self, at: float) -> float:
         """An instant by this process's monotonic clock, in the world's time; never too early."""
         return self._born_at + at / self.drift + 1e-9
@@ -74,7 +84,7 @@ class Process:
 
     def has_work(self) -> bool:
         """Whether a callback is ready now; timers that are due become ready."""
-        if self.wakes_at <= self.world.now + RESOLUTION_SECONDS:
+        if self.wakes_at <= self.world.now:  # not a moment before: who waits a little less each time gets on
             self.loop.wake()
             self._set_alarm()
         return self.loop.is_ready
@@ -141,6 +151,8 @@ class World:
         self.now = 0.0
         self.epoch = epoch
         """Where the wall clock begins, in seconds since 1970."""
+        self.wall_offsets = 0.0, 0.0
+        """How far, at least and at most, a wall clock was ever ahead of the world's, in seconds."""
         self.processes: list[Process] = []
         """All that there ever were."""
         self._alive: list[Process] = []

@@ -10,6 +10,7 @@ from typing import Final, TypedDict
 from streamflow.errors import InvalidArguments
 from streamflow.sim.faults import KINDS
 from streamflow.sim.world import EPOCH_SECONDS
+from streamflow.worker.worker import check_queues
 from streamflow.workflow.app import App
 from streamflow.workflow.definitions import check_instant
 
@@ -39,6 +40,10 @@ class Faults:
         kinds = frozenset(self.kinds)
         if not kinds or not kinds <= KINDS:
             raise InvalidArguments(f"kinds of Faults must be some of {', '.join(sorted(KINDS))}, found {self.kinds!r}")
+        if isinstance(self.without, str | bytes) or not isinstance(self.without, Collection):
+            raise InvalidArguments(
+                f"without of Faults must be numbers of faults, as a failure lists them, found {self.without!r}"
+            )
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "without", frozenset(self.without))
 
@@ -86,6 +91,8 @@ class Options:
                 raise InvalidArguments(f"{name} must be an int of at least 1, found {value!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InvalidArguments(f"seed must be an int, found {self.seed!r}; many seeds are seeds=range(50)")
+        if self.queues is not None:
+            object.__setattr__(self, "queues", check_queues(self.queues))
 
     @property
     def trouble(self) -> Faults:

@@ -75,9 +75,9 @@ def simulate(
     nobody knows it yet. The worker starts again on its disk or on an empty one. Code that does not replay, and steps
     that cannot bear to run twice, show.
 
-    `faults` is how many random faults happen, or `Faults(…)`. `workers` share `partitions`; they serve the `queues`
-    that the app's steps name, unless others are given. The world's time begins at `start_at`, by default in 2030. More
-    than `steps_max` events are a failure.
+    `faults` is how many random faults happen at most, or `Faults(…)`. `workers` share `partitions`; they serve
+    `queues`: those that the app's steps name, unless others are given. The world's time begins at `start_at`, by
+    default in 2030. More than `steps_max` events are a failure.
 
     Raises `SimulationFailed`, with the original exception as its cause, when the scenario raises, when a run is
     blocked since its code does not replay, when an invariant of the engine breaks, or when nothing is left to happen

@@ -85,7 +85,7 @@ class Stage:
         self.world.last = deque(maxlen=EVENTS_KEPT)
         self.cluster = Cluster(self.world, partitions=options.partitions)
         self.world.leap_to = self._leap
-        self.rules = Rules(self.cluster, code_fits=False)
+        self.rules = Rules(self.cluster, ours=False)
         self.rules.turned.append(self._turned)
         self.cluster.landed.append(self._landed)
         self.world.after_each.append(self._check)
@@ -101,6 +101,7 @@ class Stage:
             host=partial(Host, around=self.steps.around),
             worker=StrictWorker,
             options={"queues": options.served},
+            failed=self.fail,
         )
         self.faults = sim_faults.Faults(self.machines, options.seed, kinds=frozenset(self.trouble.kinds))
         self.driver = self.world.process("test")
@@ -126,6 +127,7 @@ class Stage:
         """The world, until the block ends."""
         with ExitStack() as stack:
             stack.enter_context(no_collector(0))
+            stack.enter_context(_chance_of(self.options.seed))
             stack.callback(self._close)
             if self.trouble.count or self.options.crash_after_every_turn:
                 stack.enter_context(_only_errors())
@@ -372,6 +374,17 @@ class Stage:
             f"nothing is left to happen, while the test still waits: {runs}. No timer is due, no step is at work that "
             f"could end by itself, and nobody sends anything"
         )
+
+
+@contextmanager
+def _chance_of(seed: int) -> Iterator[None]:
+    """Code that draws from the module `random` draws the same when the seed is played again, right or wrong."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 @contextmanager

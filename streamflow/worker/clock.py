@@ -20,6 +20,8 @@ from contextlib import suppress
 NS_PER_MS = 1_000_000
 WAITED_FOR_NS_MAX = 1_000 * NS_PER_MS
 """A wall clock that is this far behind at most is waited for: sleeps become that much longer, and no more."""
+DRIFT_OVER = 500
+"""Of the time since the last look, one part in so many may be the two clocks' difference in speed."""
 
 
 class Clock:
@@ -40,7 +42,7 @@ class Clock:
         assert elapsed_ns >= 0, elapsed_ns
         self._last_monotonic_ns = monotonic_ns
         wall_ns, gone_on_ns = self._wall(), self._last_ns + elapsed_ns
-        if gone_on_ns - wall_ns > WAITED_FOR_NS_MAX:
+        if gone_on_ns - wall_ns > WAITED_FOR_NS_MAX + elapsed_ns // DRIFT_OVER:
             self._last_ns = gone_on_ns
         else:
             self._last_ns = max(self._last_ns, wall_ns)

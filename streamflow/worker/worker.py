@@ -73,7 +73,7 @@ class Worker:
         self.app = app
         self.log = log
         self.max_parallel_steps = wanted
-        self.queues = _queues(queues)
+        self.queues = check_queues(queues)
         self.owns_partitions = owns_partitions
         if not owns_partitions and not self.queues:
             raise InvalidArguments(
@@ -382,8 +382,8 @@ class Worker:
         return None if definition is None or definition.retention is None else math.ceil(definition.retention * 1000)
 
 
-def _queues(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of the queues to serve, each once."""
+def check_queues(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of the queues to serve, each once. Raises `InvalidArguments` where they are none."""
     if isinstance(names, str):
         raise InvalidArguments(f"queues must be a list of names, found the str {names!r}: write [{names!r}]")
     try:

@@ -95,7 +95,9 @@ def _hash_of_gathering(future: asyncio.Future[Any]) -> int:
 def _each_once(items: Iterable[Any] = ()) -> Collection[Any]:
     """`set` for asyncio.tasks, which only goes through what it makes of an argument."""
     loop = _get_running_loop()
-    return loop._each_once(items) if items and isinstance(loop, OrderedLoop) else set(items)
+    if isinstance(loop, OrderedLoop) and items:
+        return loop._each_once(items)
+    return set(items)
 
 
 def _in_order(items: Iterable[Any] = ()) -> list[Any]:

@@ -315,7 +315,7 @@ def forget_applied_commands_on_replay() -> Patch:
     return swap(Run, "fold", fold)
 
 
-@mutation("1", "2", "endless", seeds=4)
+@mutation("3", "1", "2", "endless", seeds=4)
 def keep_what_is_of_another_partition() -> Patch:
     """A command on the wrong partition is applied there."""
 
@@ -530,7 +530,7 @@ def look_for_no_earlier_timer() -> Patch:
 # -- the store -------------------------------------------------------------------------------------------------------
 
 
-@mutation("1", "4", seeds=4)
+@mutation("1", "4", "endless", "logged", seeds=9)
 def write_the_applied_offset_before_its_rows() -> Patch:
     """Two write batches where one must hold all."""
     usual = PartitionState.apply

@@ -10,7 +10,8 @@ from typing import Final
 import pytest
 
 import tests.sim.mutants  # its mutations enter themselves in the list
-import tests.sim.mutants_bounds  # noqa: F401
+import tests.sim.mutants_bounds
+import tests.sim.mutants_seen  # noqa: F401
 from streamflow.core.partition import Partition
 from streamflow.errors import Unavailable
 from streamflow.sim.search import play

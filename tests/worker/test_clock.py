@@ -65,11 +65,20 @@ def test_a_little_behind_is_waited_for_and_no_more() -> None:
     assert clock.now_ms() == 1_000_000
     hands.pass_ms(200)
     assert clock.now_ms() == 1_000_100
-    hands.wall_ms -= 1_001
+    hands.wall_ms -= 1_100
     hands.pass_ms(0)
     before = clock.now_ms()
     hands.pass_ms(500)
     assert clock.now_ms() == before + 500
+
+
+def test_clocks_of_different_speed_do_not_part() -> None:
+    hands = Hands(1_000_000)
+    clock = hands.clock()
+    for _ in range(10):
+        hands.wall_ms += 3_600_000
+        hands.monotonic_ms += 3_603_600
+        assert clock.now_ms() == int(hands.wall_ms)
 
 
 def test_jump_forward_is_believed() -> None:
