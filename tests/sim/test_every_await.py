@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from streamflow.client.client import Client
 from streamflow.client.requests import Surroundings
 from streamflow.config import Limits
+from streamflow.metrics import unwatch
 from streamflow.sim import programs
 from streamflow.sim.cluster import Cluster
 from streamflow.sim.host import Disk, Loss, SimHost
@@ -64,6 +66,7 @@ class Story:
         host = SimHost(process, self.disk)
         limits = Limits(trim_records_min=4, trim_seconds=1.0, live_runs_max=1)
         worker = Worker(programs.app, log, host=host, limits=limits, queues=[programs.QUEUE])
+        self.world.at_close.append(partial(unwatch, worker.gauges))
         await worker.start()
         await worker.wait()
 
