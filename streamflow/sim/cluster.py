@@ -10,12 +10,14 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Final
 from zlib import crc32
 
 from streamflow.codec.avro import decode_timer
+from streamflow.codec.envelope import DecodeError
 from streamflow.logs.base import COMPACTED, TIMERS, Record
 from streamflow.logs.groups import assign
 from streamflow.sim.world import Process, World
@@ -351,10 +353,10 @@ class Cluster:
             offset = stream.add(key, value, self.world.now)
             digest = "-" if value is None else f"{crc32(value):08x}"
             self.world.note("brokers", f"{topic}[{partition}] {offset} {digest}")
-            if topic == TIMERS and value is not None:
-                self._timers[key] = decode_timer(value).fire_at / 1000 - self.world.epoch
-            elif topic == TIMERS:
+            if topic == TIMERS:
                 self._timers.pop(key, None)
+                with suppress(DecodeError):  # a tombstone, or what is no timer
+                    self._timers[key] = decode_timer(value or b"").fire_at / 1000 - self.world.epoch
             for hear in self.landed:
                 hear(topic, partition, offset)
         return first

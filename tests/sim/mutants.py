@@ -530,7 +530,7 @@ def look_for_no_earlier_timer() -> Patch:
 # -- the store -------------------------------------------------------------------------------------------------------
 
 
-@mutation("1", "4", "endless", "logged", seeds=9)
+@mutation("1", "4", "CorruptLog", seeds=10)
 def write_the_applied_offset_before_its_rows() -> Patch:
     """Two write batches where one must hold all."""
     usual = PartitionState.apply
