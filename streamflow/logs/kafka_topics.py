@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported by its stubs only since 2.17
@@ -25,15 +25,17 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported by
     ResourceType,
 )
 
-from streamflow.errors import InvalidArguments, StreamflowError
+from streamflow.errors import InvalidArguments, StreamflowError, Unavailable
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, STEPS_PREFIX, TIMERS, TOPICS
 from streamflow.logs.checks import no_app, wrong_partitions
 from streamflow.logs.kafka_access import COMMAND_CONFIG, DENIED, denied
-from streamflow.logs.kafka_patience import failed, is_an_answer
+from streamflow.logs.kafka_patience import QUESTION_SECONDS, failed, is_an_answer
 from streamflow.logs.kafka_talk import talk
 from streamflow.logs.kafka_url import KafkaUrl, answered, refused, unreachable
 
 log_ = logging.getLogger("streamflow.logs")
+
+_T = TypeVar("_T")
 
 KAFKA_PARTITIONS_DEFAULT: Final = 12
 """Enough for a dozen workers; the number can never change, and each costs an idle worker about 0.1 % of a core."""
@@ -204,7 +206,7 @@ class Topics:
         return await asyncio.to_thread(self._open, create=create)
 
     def _open(self, *, create: bool) -> tuple[str, dict[str, Described]]:
-        cluster, brokers = self._cluster()
+        cluster, brokers = self._asked(self._cluster)
         found = self.describe(TOPICS, settings=create)
         missing = [topic for topic in TOPICS if topic not in found]
         if missing and not create:
@@ -254,9 +256,28 @@ class Topics:
         if self.url.partitions not in (None, number):
             raise wrong_partitions(self.url.url, self.app, number, self.url.partitions or 0)
 
-    def _cluster(self) -> tuple[str, int]:
+    def _asked(self, ask: Callable[[float], _T]) -> _T:
+        """The answer of `ask(seconds)`, asked again while nobody answers, for `ADMIN_SECONDS`.
+
+        librdkafka waits for the one broker that it takes for the controller and asks no other. The cluster itself may
+        name one that is already dead, so such a wait has to end before all the patience is gone. Each is twice as long
+        as the one before, for a cluster that is merely slow.
+        """
+        deadline = time.monotonic() + ADMIN_SECONDS
+        seconds = QUESTION_SECONDS
+        while True:
+            try:
+                return ask(min(seconds, deadline - time.monotonic()))
+            except Unavailable:
+                if self._hopeless is not None or deadline - time.monotonic() < QUESTION_SECONDS:
+                    raise
+            time.sleep(RETRY_SECONDS)
+            seconds *= 2
+
+    def _cluster(self, seconds: float) -> tuple[str, int]:
+        self._find_controller(seconds)
         try:
-            asked = self._admin.describe_cluster(request_timeout=ADMIN_SECONDS)
+            asked = self._admin.describe_cluster(request_timeout=seconds)
             while not asked.done():
                 self._admin.poll(POLL_SECONDS)
                 if self._hopeless is not None:
@@ -300,10 +321,13 @@ class Topics:
     def describe(self, topics: Iterable[str], *, settings: bool) -> dict[str, Described]:
         """Those of the topics that exist, by their name without the app's prefix."""
         names = {self.name(topic): topic for topic in topics}
+        return self._asked(lambda seconds: self._describe(names, seconds, settings=settings))
+
+    def _describe(self, names: Mapping[str, str], seconds: float, *, settings: bool) -> dict[str, Described]:
         found: dict[str, Described] = {}
-        self._find_controller()
+        self._find_controller(seconds)
         try:
-            futures = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=ADMIN_SECONDS)
+            futures = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=seconds)
         except KafkaException as error:
             raise self._unavailable(error) from None
         for name, future in futures.items():
@@ -318,7 +342,7 @@ class Topics:
         if not settings or not found:
             return found
         resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in found.values()]
-        for resource, future in self._admin.describe_configs(resources, request_timeout=ADMIN_SECONDS).items():
+        for resource, future in self._admin.describe_configs(resources, request_timeout=seconds).items():
             try:
                 entries: Mapping[str, Any] = future.result()
             except KafkaException as error:
@@ -330,15 +354,15 @@ class Topics:
             found[names[resource.name]] = found[names[resource.name]]._replace(settings=values)
         return found
 
-    def _find_controller(self) -> None:
+    def _find_controller(self, seconds: float) -> None:
         """Learn anew which broker takes such questions.
 
-        librdkafka keeps the one that it was told of first, and while that one is away it waits for it and asks no
-        other: partitions could not be taken over for as long as a single broker was dead. All topics are asked for,
-        since asking for one makes it, with settings that are not ours, on a cluster that makes what it does not know.
+        librdkafka keeps the one that it was told of first: partitions could not be taken over for as long as a single
+        broker was dead. All topics are asked for, since asking for one makes it, with settings that are not ours, on a
+        cluster that makes what it does not know.
         """
         try:
-            self._admin.list_topics(timeout=ADMIN_SECONDS)
+            self._admin.list_topics(timeout=seconds)
         except KafkaException as error:
             raise self._unavailable(error) from None
 

@@ -271,3 +271,19 @@ def test_no_broker_is_said_in_time() -> None:
             await open_log("kafka://127.0.0.1:1", app="nobody")
 
     asyncio.run(main())
+
+
+def test_a_broker_that_stands_still_keeps_nobody_from_the_topics(kafka_cluster: Cluster) -> None:
+    """The cluster goes on naming it as one to ask: a third of those who ask are told so."""
+    url, app = parse_kafka(kafka_cluster.url), f"still-{uuid.uuid4().hex[:8]}"
+
+    async def main() -> None:
+        made = await Topics(url, app).open(create=True)
+        kafka_cluster.node(3).pause()
+        try:
+            assert await asyncio.gather(*(Topics(url, app).open(create=True) for _ in range(8))) == [made] * 8
+        finally:
+            kafka_cluster.node(3).resume()
+            await asyncio.to_thread(kafka_cluster.wait)
+
+    asyncio.run(main())
