@@ -51,6 +51,9 @@ REJOIN_SECONDS: Final = 1.0
 NO_NEWS_SECONDS: Final = 12.0
 """A member that has lost all that it had, and hears nothing more for so long, joins anew: librdkafka does not always
 say that the coordinator has fenced it. Twice the session, in which the group would have given it its share."""
+FIRST_NEWS_SECONDS: Final = POLL_INTERVAL_SECONDS + NO_NEWS_SECONDS
+"""As much for one that has just joined: the group may wait for a member that is stuck before it gives out anything.
+Its news are that it gets nothing, if there are more members than partitions."""
 
 
 class Group(NamedTuple):
@@ -91,7 +94,7 @@ class KafkaMembership:
         self._left: asyncio.Future[None] = self._loop.create_future()
         self._held: set[int] = set()  # the thread's own view
         self._unheard: KafkaError | None = None  # the thread's: what the consumer was told outside of _poll
-        self._lost_at: float | None = None  # the thread's: when it lost the last of its partitions
+        self._silence: tuple[float, float] | None = None  # the thread's: since when it waits for news, and how long
         self._joined: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._serve, name=f"streamflow-kafka-group-{owner}", daemon=True)
         self._thread.start()
@@ -214,7 +217,8 @@ class KafkaMembership:
             partition_assignment_strategy="cooperative-sticky",
             **role,
         )
-        self._unheard = self._lost_at = None
+        self._unheard = None
+        self._silence = time.monotonic(), FIRST_NEWS_SECONDS
         consumer.subscribe([self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
         return consumer
 
@@ -358,14 +362,17 @@ class KafkaMembership:
         return False
 
     def _hears_nothing(self) -> bool:
-        if self._lost_at is None or time.monotonic() - self._lost_at < NO_NEWS_SECONDS:
+        if self._silence is None:
+            return False
+        since, seconds = self._silence
+        if time.monotonic() - since < seconds:
             return False
         log_.warning(
             "%s: member %s of %s has had no partition and no news for %d s: it joins anew",
             self._url.url,
             self.owner,
             self._group.name,
-            NO_NEWS_SECONDS,
+            seconds,
         )
         return True
 
@@ -391,7 +398,7 @@ class KafkaMembership:
         consumer.incremental_assign(partitions)
         consumer.pause(partitions)
         self._held |= {partition.partition for partition in partitions}
-        self._lost_at = None
+        self._silence = None
         self._on_loop(self._update, frozenset(self._held), set(), None)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -411,14 +418,17 @@ class KafkaMembership:
                     break
         self._going = set()
         if not self._held:
-            self._lost_at = time.monotonic()  # not before: the group cannot tell it anything while it is waited for
+            self._silence = (
+                time.monotonic(),
+                NO_NEWS_SECONDS,
+            )  # not before: the group cannot tell it anything while it is waited for
         consumer.incremental_unassign(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """The group has given them away already."""
         self._held -= {partition.partition for partition in partitions}
         if not self._held:
-            self._lost_at = time.monotonic()
+            self._silence = time.monotonic(), NO_NEWS_SECONDS
         self._on_loop(self._update, frozenset(self._held), set(), None)
         if partitions:
             consumer.incremental_unassign(partitions)

@@ -16,7 +16,13 @@ from streamflow.errors import InvalidArguments, Unavailable
 from streamflow.logs import kafka_membership, kafka_reading
 from streamflow.logs.base import TOPICS
 from streamflow.logs.kafka import KafkaLog
-from streamflow.logs.kafka_membership import HAND_OVER_SECONDS, NO_NEWS_SECONDS, Group, KafkaMembership
+from streamflow.logs.kafka_membership import (
+    FIRST_NEWS_SECONDS,
+    HAND_OVER_SECONDS,
+    NO_NEWS_SECONDS,
+    Group,
+    KafkaMembership,
+)
 from streamflow.logs.kafka_topics import Described, Topics
 from streamflow.logs.kafka_url import parse_kafka
 
@@ -299,7 +305,7 @@ async def test_a_member_that_has_something_left_waits_for_ever(made: Made, clock
         assert await consumer.say()
 
 
-@pytest.mark.parametrize("share", [[], [""], ["0", ""]], ids=["silence", "an empty share", "one, and an empty one"])
+@pytest.mark.parametrize("share", [[""], ["0", ""]], ids=["an empty share", "one, and an empty one"])
 async def test_a_spare_member_waits_for_ever(made: Made, clock: Clock, share: list[str]):
     """The group says so when it has nothing for a member; there are more workers than partitions."""
     async with member_and_consumer(made) as (_, consumer):
@@ -308,6 +314,22 @@ async def test_a_spare_member_waits_for_ever(made: Made, clock: Clock, share: li
             assert not partitions or await consumer.revoke(partitions)
         clock.now += 100 * NO_NEWS_SECONDS
         assert await consumer.say()
+
+
+async def test_a_member_that_the_group_never_answers_joins_anew(
+    made: Made, clock: Clock, caplog: pytest.LogCaptureFixture
+):
+    """Its place may be taken before it hears anything, and nobody tells it."""
+    async with member_and_consumer(made) as (member, first):
+        clock.now += FIRST_NEWS_SECONDS - A_MOMENT
+        assert await first.say(), "the group may still be waiting for another member"
+        assert not caplog.messages
+        clock.now += A_MOMENT
+        assert not await first.say()
+        assert "no news for 72 s: it joins anew" in caplog.text
+        second = await newest(made)
+        assert await second.assign("1")
+        assert await anext(member.assignments()) == {1}
 
 
 async def test_news_that_wait_when_the_time_is_over_count(made: Made, clock: Clock):
@@ -331,7 +353,7 @@ async def test_each_loss_has_its_own_time(made: Made, clock: Clock):
             clock.now += A_MOMENT
             assert not await consumer.say()
             consumer = await newest(made)
-            clock.now += 100 * NO_NEWS_SECONDS
+            clock.now += FIRST_NEWS_SECONDS - A_MOMENT
             assert await consumer.say(), "it has lost nothing yet"
 
 
