@@ -83,6 +83,7 @@ class KafkaMembership:
         self._consumed: dict[int, int] = {}  # the thread's: what this member has committed since it has them
         self._known: dict[int, int] = {}  # the loop's
         self._wondered: SimpleQueue[tuple[int, asyncio.Future[int]]] = SimpleQueue()
+        self._committing: list[tuple[int, int, asyncio.Future[bool]]] = []  # the thread's: not answered yet
         self._going: set[int] = set()  # the thread's: not held any more, and not stopped yet
         self._loop = asyncio.get_running_loop()
         self._share = Share()
@@ -214,6 +215,7 @@ class KafkaMembership:
             url,
             group=self._group.name,
             on_error=self._on_error,
+            on_commit=self._on_commit,
             partition_assignment_strategy="cooperative-sticky",
             **role,
         )
@@ -232,6 +234,7 @@ class KafkaMembership:
                     self._answer()
                     continue
                 self._consumer.close()
+                self._doubt_commits()
                 self._leaving.wait(REJOIN_SECONDS)
                 if not self._leaving.is_set():
                     self._consumer = self._join()
@@ -243,6 +246,7 @@ class KafkaMembership:
             self._end(Unavailable(f"{self._url.url}: no longer in group {self._group.name}: {error!r}"))
         finally:
             self._leaving.set()
+            self._doubt_commits()
             while not self._asked.empty():
                 self._on_loop(_succeed, self._asked.get()[2], False)
             while not self._wondered.empty():
@@ -329,14 +333,34 @@ class KafkaMembership:
                     (found,) = self._committed([TopicPartition(self._topic, partition)], COORDINATOR_SECONDS)
                     offset = max(0, found.offset)
                 place = TopicPartition(self._topic, partition, offset, metadata=self._group.note)
+                if not self._going:  # waiting for an answer would wait for brokers that are away, without a limit
+                    self._consumer.commit(offsets=[place], asynchronous=True)
+                    self._committing.append((partition, offset, done))
+                    continue
                 (committed,) = self._consumer.commit(offsets=[place], asynchronous=False) or [place]
-                confirmed = committed.error is None
+                self._confirmed(partition, offset, done, committed.error is None)
             except (KafkaException, Unavailable) as error:
                 log_.debug("%s: group %s: %s", self._url.url, self._group.name, error)
-                confirmed = False
-            if confirmed and offset is not None:
-                self._consumed[partition] = offset
-            self._on_loop(_succeed, done, confirmed)
+                self._on_loop(_succeed, done, False)
+
+    def _on_commit(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
+        for place in places:
+            for index, (partition, offset, done) in enumerate(self._committing):
+                if (partition, offset) == (place.partition, place.offset):
+                    del self._committing[index]
+                    self._confirmed(partition, offset, done, error is None and place.error is None)
+                    break
+
+    def _confirmed(self, partition: int, offset: int, done: asyncio.Future[bool], confirmed: bool) -> None:
+        if confirmed:
+            self._consumed[partition] = offset
+        self._on_loop(_succeed, done, confirmed)
+
+    def _doubt_commits(self) -> None:
+        """This consumer will tell no more what became of them."""
+        for _, _, done in self._committing:
+            self._on_loop(_succeed, done, False)
+        self._committing.clear()
 
     def _poll(self) -> bool:
         """Serve the group for a while; False when this consumer can go on no more."""

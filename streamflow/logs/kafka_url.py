@@ -96,9 +96,10 @@ class KafkaUrl(NamedTuple):
     def config(self, *, defaults: Mapping[str, object] = MappingProxyType({}), **role: object) -> dict[str, Any]:
         """Settings for one client: defaults, the user's over them, and over those what its role needs.
 
-        A role's names are written with `_` for `.`; those of callbacks (`error_cb`) stay as they are.
+        A role's names are written with `_` for `.`; those of callbacks (`error_cb`, `on_commit`) stay as they are.
         """
-        own = {name if name.endswith("_cb") else name.replace("_", "."): value for name, value in role.items()}
+        kept = [name for name in role if name.endswith("_cb") or name.startswith("on_")]
+        own = {name if name in kept else name.replace("_", "."): value for name, value in role.items()}
         return {**COMMON, **defaults, **self.settings, "bootstrap.servers": self.bootstrap, **own}
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from streamflow.errors import StreamflowError
 
-CLOSE_SECONDS: Final = 10.0
+CLOSE_SECONDS: Final = 5.0
 """How long who closes waits for what is under way."""
 
 

@@ -362,11 +362,10 @@ class Writing:
         waiting: list[asyncio.Future[int] | asyncio.Future[None]] = []
         waiting += [append.done for tail in self._tails for append in tail.under_way]
         waiting += [publish.done for publish in self._publishes]
-        if waiting:
-            await asyncio.wait(waiting, timeout=CLOSE_SECONDS)
+        left = waiting and (await asyncio.wait(waiting, timeout=CLOSE_SECONDS))[1]
         lanes = [lane for lane in (*self._lanes, self._publisher) if lane is not None]
         for lane in lanes:
-            lane.close()
+            lane.drop() if left else lane.close()  # they would wait as long again
         for lane in (*lanes, *self._ended):
             await lane.closed
         await asyncio.sleep(0)  # what the lanes handed over last has been taken in

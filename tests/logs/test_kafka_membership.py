@@ -178,6 +178,8 @@ class ToldConsumer:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.instance = config["group.instance.id"]
+        self._on_commit = config["on_commit"]
+        self.commits: SimpleQueue[TopicPartition] = SimpleQueue()
         self._assigned: list[TopicPartition] = []
         self._news: SimpleQueue[tuple[Callable[[], None], asyncio.Future[bool]]] = SimpleQueue()
         self._heard: asyncio.Future[bool] | None = None  # the member has not decided yet what to do about it
@@ -205,7 +207,21 @@ class ToldConsumer:
     async def lose(self, partitions: str) -> bool:
         return await self.say(partitions, how="on_lost")
 
+    async def committed_by_member(self) -> TopicPartition:
+        return await asyncio.to_thread(self.commits.get, timeout=WAIT_SECONDS)
+
+    async def answer(self, commit: TopicPartition, error: KafkaError | None = None) -> bool:
+        heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._news.put((lambda: self._on_commit(error, [commit]), heard))
+        return await asyncio.wait_for(heard, WAIT_SECONDS)
+
     # -- the member's part
+
+    def commit(self, offsets: list[TopicPartition], asynchronous: bool) -> list[TopicPartition]:
+        """The group takes what is committed while it waits, and answers to the rest as the test says."""
+        for place in offsets:
+            self.commits.put(place)
+        return offsets
 
     def subscribe(self, topics: object, **callbacks: Callable[..., None]) -> None:
         self._callbacks = callbacks
@@ -371,3 +387,57 @@ async def test_the_time_begins_when_the_member_has_stopped_what_it_gave_up(made:
         assert await consumer.say()
         clock.now += A_MOMENT
         assert not await consumer.say()
+
+
+# -- commits ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_commit_is_confirmed_when_the_group_says_so(made: Made):
+    async with member_and_consumer(made) as (member, consumer):
+        assert await consumer.assign("01")
+        refused = KafkaError(KafkaError.ILLEGAL_GENERATION, "the group has moved on")
+        for error in (None, refused, None):
+            confirming = asyncio.create_task(member.confirm(1, 7))
+            commit = await consumer.committed_by_member()
+            assert (commit.partition, commit.offset) == (1, 7)
+            assert await consumer.answer(TopicPartition("shop.commands", 0, 7))
+            assert await consumer.answer(TopicPartition("shop.commands", 1, 6))
+            assert not confirming.done(), "neither was its own"
+            assert await consumer.answer(commit, error)
+            assert await asyncio.wait_for(confirming, WAIT_SECONDS) is (error is None)
+
+
+async def test_a_member_leaves_at_once_while_its_commits_are_not_answered(made: Made):
+    """Brokers that are away answer to a commit after a minute."""
+    async with member_and_consumer(made) as (member, consumer):
+        assert await consumer.assign("01")
+        confirming = [asyncio.create_task(member.confirm(number, 7)) for number in (0, 1)]
+        for _ in confirming:
+            await consumer.committed_by_member()
+        await asyncio.wait_for(member.leave(), WAIT_SECONDS)
+        assert await asyncio.wait_for(asyncio.gather(*confirming), WAIT_SECONDS) == [False, False]
+
+
+async def test_commits_of_a_consumer_that_is_replaced_are_not_confirmed(made: Made, clock: Clock):
+    async with member_and_consumer(made) as (member, first):
+        assert await first.assign("0")
+        confirming = asyncio.create_task(member.confirm(0, 7))
+        await first.committed_by_member()
+        assert await first.lose("0")
+        clock.now += NO_NEWS_SECONDS
+        assert not await first.say()
+        assert await asyncio.wait_for(confirming, WAIT_SECONDS) is False
+        await newest(made)
+
+
+async def test_what_a_partition_that_is_given_up_commits_is_confirmed_before_it_goes(made: Made):
+    async with member_and_consumer(made) as (member, consumer):
+        assert await consumer.assign("0")
+        assignments = member.assignments()
+        assert await anext(assignments) == {0}
+        revoking = asyncio.create_task(consumer.revoke("0"))
+        assert await anext(assignments) == frozenset()
+        assert await asyncio.wait_for(member.confirm(0, 7), WAIT_SECONDS), "the group waits for this member now"
+        assert (await consumer.committed_by_member()).offset == 7
+        await member.release(0)
+        assert await revoking

@@ -332,6 +332,18 @@ def test_closing_waits_for_what_is_under_way_and_ends_the_lanes():
     run(test)
 
 
+def test_closing_waits_for_a_cluster_that_is_away_once_and_not_lane_by_lane(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("streamflow.logs.writing.CLOSE_SECONDS", 0.01)
+
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        waiting = append(writing, 0, b"a")
+        await writing.close()
+        assert lane().dropped and lane().closed.done()
+        assert isinstance(await failure(waiting), Unavailable)
+
+    run(test)
+
+
 def test_a_refusal_that_will_not_change_is_told_as_it_is():
     async def test(writing: Writing, moved: dict[int, int]) -> None:
         error = InvalidArguments("this principal may not")
