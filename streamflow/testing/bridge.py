@@ -18,7 +18,7 @@ from streamflow.client.handle import Changes, Handle
 from streamflow.errors import StreamflowError
 from streamflow.sim.world import Stuck
 from streamflow.testing.control import World
-from streamflow.testing.options import Options, WorldOptions
+from streamflow.testing.options import WorldByHand, WorldOptions
 from streamflow.testing.play import is_failure
 from streamflow.testing.report import SimulationFailed, first_line
 from streamflow.testing.stage import Stage
@@ -38,13 +38,13 @@ async def world(app: App, *, seed: int = 0, **options: Unpack[WorldOptions]) -> 
     `world.client` starts runs as any client does; awaiting it, or one of its handles, lets the world run as far as the
     answer needs: `handle.result()` of a run that sleeps for a month returns at once, a month later by `world.now`.
     Otherwise time stands still, and `await world.advance(seconds)` makes it pass. The arguments are those of
-    `simulate`, and so is what steps may do.
+    `simulate`, and so is what steps may do; but a step is held up only if `step_delay` says so.
 
     What breaks in the world (a run whose code does not replay, an invariant, a step that reaches for the real world,
     nothing left to happen) is raised as `SimulationFailed` by whatever is awaited then. What the test itself raises
     gets a note that names the seed and the last events.
     """
-    checked = Options(app, seed, **options)
+    checked = WorldByHand(app, seed, **options)
     stage = Stage(checked, again=f"world(app, seed={seed}{checked.said()})")
     with stage.open():
         made = BridgedWorld(stage)

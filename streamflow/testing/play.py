@@ -79,6 +79,10 @@ def simulate(
     `queues`: those that the app's steps name, unless others are given. The world's time begins at `start_at`, by
     default in 2030. More than `steps_max` events are a failure.
 
+    Each attempt of a step is held up before it begins, and again before its answer is given, by up to `step_delay`
+    (seconds or a timedelta, 0 for not at all), but by no more than a tenth of its timeout. So steps that run side by
+    side end in another order under another seed, and in the same one each time under the same.
+
     Raises `SimulationFailed`, with the original exception as its cause, when the scenario raises, when a run is
     blocked since its code does not replay, when an invariant of the engine breaks, or when nothing is left to happen
     while the scenario still waits. What pytest skips is skipped.

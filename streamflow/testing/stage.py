@@ -90,7 +90,15 @@ class Stage:
         self.cluster.landed.append(self._landed)
         self.world.after_each.append(self._check)
         self.chance = random.Random(f"test {options.seed}")
-        self.steps = Steps(options.app, now=lambda: self.now, began=self._began, ended=self._ended, failed=self.fail)
+        self.steps = Steps(
+            options.app,
+            seed=options.seed,
+            delay=options.step_delay_seconds,
+            now=lambda: self.now,
+            began=self._began,
+            ended=self._ended,
+            failed=self.fail,
+        )
         self.trouble = options.trouble
         self.machines = Machines(
             self.cluster,

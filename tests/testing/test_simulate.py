@@ -82,7 +82,7 @@ def test_time_does_not_leap_over_what_a_step_does():
 
 
 def test_a_crash_follows_every_turn_and_nothing_is_lost():
-    played = sf.testing.simulate(app, place, seeds=range(6), crash_after_every_turn=True)
+    played = sf.testing.simulate(app, place, seeds=range(10), crash_after_every_turn=True)
     assert all(each.result[0] == "paid 5" and each.crashes >= 1 for each in played)
     assert max(each.crashes for each in played) >= 4
     assert len({each.trace for each in played}) == len(played)
