@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Final, TypedDict
 
 from streamflow.core.retry import Duration
@@ -71,6 +72,17 @@ class WorldOptions(TypedDict, total=False):
     start_at: datetime | None
     step_delay: Duration
     steps_max: int
+
+
+def check_names(function: str, options: Iterable[str], *others: str) -> None:
+    """Refuse options that a function has not, as Python would, but by names that its caller knows; `others` it has
+    besides those of every world."""
+    known = [*others, *WorldOptions.__annotations__]
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            meant = f": did you mean {close[0]!r}?" if close else "."
+            raise TypeError(f"{function}() has no option {name!r}{meant} Its options are {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from streamflow.errors import InvalidArguments
-from streamflow.sim.guard import NotSimulated
+from streamflow.sim.guard import NotSimulated, who_runs
 from streamflow.sim.host import in_thread
 from streamflow.workflow.app import App
 from streamflow.workflow.code import StepCall
@@ -129,7 +129,7 @@ class Steps:
             loop = asyncio.get_running_loop()
             return await in_thread(loop, partial(step.function, *args, **kwargs), copy_context())
         except RuntimeError as error:
-            if (foreign := foreign_text(error, f"step {step.name}")) is None:
+            if (foreign := foreign_text(error, who_runs())) is None:
                 raise
             strange = NotSimulated(foreign)
             strange.__cause__ = error
