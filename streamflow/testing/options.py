@@ -17,7 +17,7 @@ from streamflow.workflow.app import App
 from streamflow.workflow.definitions import check_duration, check_instant
 
 STEPS_MAX: Final = 200_000
-"""Events and bursts of one world: some ten seconds. Who needs more has a loop that never ends, or a lot to test."""
+"""Events and bursts of one world: ten seconds to half a minute. Who needs more has an endless loop, or much to test."""
 PARTITIONS: Final = 2
 STEP_DELAY_SECONDS: Final = 0.05
 """How long at most a step of a scenario is held up, twice: much longer than what the world itself takes between two

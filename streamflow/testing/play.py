@@ -85,7 +85,8 @@ def simulate(
 
     Raises `SimulationFailed`, with the original exception as its cause, when the scenario raises, when a run is
     blocked since its code does not replay, when an invariant of the engine breaks, or when nothing is left to happen
-    while the scenario still waits. What pytest skips is skipped.
+    while the scenario still waits. What pytest skips is skipped. `InvalidArguments`, or `TypeError` for an option that
+    does not exist, before anything is played: also for `seeds` that are none.
 
     Steps run on the simulated process, plain functions too: time is virtual there, and nothing real may be waited for.
     A socket, a subprocess, `time.sleep` or a future of another event loop is `NotSimulated`: mock such steps.
