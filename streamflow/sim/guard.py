@@ -7,6 +7,7 @@ with a text that says what to do. Files are left alone: they answer at once.
 Rules
 - `watching` brackets every run of the world. It is per thread, and the listener hears of each refusal, since the code
   that is refused may catch the error.
+- What workflow code must not do is for the product's own guard to say (workflow/guard.py): it refuses all of this, too.
 - The hook stands on audit events, so it sees C extensions too. It stays for the life of the process, and costs one
   look at a set outside of worlds.
 """
@@ -23,6 +24,8 @@ from types import FrameType
 from typing import Any, Final, NoReturn, SupportsIndex
 
 from streamflow.errors import StreamflowError
+from streamflow.workflow.guard import inside
+from streamflow.workflow.stepinfo import StepInfo, running
 
 FAMILIES: Final = frozenset("ftplib http imaplib nntplib poplib smtplib socket subprocess telnetlib urllib".split())
 EVENTS: Final = frozenset(
@@ -68,19 +71,30 @@ def watching(listener: Listener) -> Iterator[None]:
         _here.listener = before
 
 
+def attempt_name(info: StepInfo) -> str:
+    """An attempt, as people look for it."""
+    return f"step {info.step} (number {info.number}, attempt {info.attempt}) of run {info.workflow_id}"
+
+
+def who_runs() -> str:
+    """Whose code is running: a step's, or the test's."""
+    info = running.get(None)
+    return "the test's own code, outside of any step" if info is None else attempt_name(info)
+
+
 def refuse(what: str) -> NoReturn:
     """Raise `NotSimulated` for `what`, and tell the listener."""
     if what == "time.sleep":
         text = (
-            "time.sleep() stops the whole simulated world, whose time is virtual: use asyncio.sleep() in an async "
-            "step, or mock the step (world.mock_step)"
+            "time.sleep() stops the whole simulated world, whose time is virtual: use asyncio.sleep() in async "
+            "code, or mock the step that does it (world.mock_step)"
         )
     else:
         text = (
             f"{what} reaches for the real world from a simulated one, where time is virtual and everything runs on "
             f"one thread: mock the step that does it (world.mock_step), or what it calls"
         )
-    error = NotSimulated(text)
+    error = NotSimulated(f"{who_runs()}: {text}")
     if _here.listener is not None:
         _here.listener(error)
     raise error
@@ -104,7 +118,7 @@ def _install() -> None:
 
         @functools.wraps(real)
         def sleep(seconds: float | SupportsIndex, /) -> None:
-            if _here.listener is not None:
+            if _here.listener is not None and not inside():
                 refuse("time.sleep")
             real(seconds)
 
@@ -114,11 +128,12 @@ def _install() -> None:
 def _make_hook() -> Callable[[str, tuple[object, ...]], None]:
     # Bound here, because the hook outlives the module's globals when the interpreter shuts down.
     here, families, events, harmless, infrastructure = _here, FAMILIES, EVENTS, HARMLESS, _is_infrastructure
+    in_workflow = inside
 
     def hook(event: str, args: tuple[object, ...]) -> None:
         if event not in events and (event.partition(".")[0] not in families or event in harmless):
             return
-        if here.listener is not None and not infrastructure():
+        if here.listener is not None and not in_workflow() and not infrastructure():
             refuse(event)
 
     return hook

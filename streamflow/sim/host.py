@@ -11,6 +11,7 @@ import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import Context
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -22,9 +23,9 @@ from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
 from streamflow.worker.executor import Executor
 from streamflow.worker.threads import portable
-from streamflow.workflow.definitions import Step
+from streamflow.workflow.code import StepCall
 
-Around: TypeAlias = "Callable[[Step[..., Any]], Callable[..., Awaitable[Any]]]"
+Around: TypeAlias = "Callable[[StepCall], Callable[..., Awaitable[Any]]]"
 
 
 class Loss(StrEnum):
@@ -160,7 +161,7 @@ class SimThreads:
 
 
 class SimHost:
-    """See `streamflow.worker.host.Host`. `around` makes, of a step's function, the one that runs in its place."""
+    """See `streamflow.worker.host.Host`. `around` makes the function that runs in the place of a call's."""
 
     def __init__(self, process: Process, disk: Disk, around: Around | None = None) -> None:
         self._process, self._disk, self._around = process, disk, around
@@ -181,16 +182,15 @@ class SimHost:
     def threads(self) -> SimThreads:
         return SimThreads(self._process)
 
-    def enter(self, executor: Executor, limits: Limits) -> None:
-        executor.stand_in = self._stand_in
+    def enter(self, executor: Executor, limits: Limits) -> None: ...
 
-    def _stand_in(self, step: Step[..., Any]) -> Step[..., Any]:
-        """The step as it runs here: in no process of its own, and with what was put around it."""
-        found = copy.copy(step)
-        found.process = False
+    def stand_in(self, call: StepCall) -> StepCall:
+        """The call as it runs here: in no process of its own, and with what was put around it."""
+        step = copy.copy(call.step)
+        step.process = False
         if self._around is not None:
-            found.function, found.is_async = self._around(step), True
-        return found
+            step.function, step.is_async = self._around(call), True
+        return replace(call, step=step)
 
     def leave(self) -> None: ...
 

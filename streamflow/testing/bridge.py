@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar, Unpack, cast
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, NoReturn, TypeVar, Unpack, cast
 
 from streamflow.client.client import Client
 from streamflow.client.handle import Changes, Handle
 from streamflow.errors import StreamflowError
 from streamflow.sim.world import Stuck
 from streamflow.testing.control import World
-from streamflow.testing.options import Options, WorldOptions
+from streamflow.testing.options import WorldByHand, WorldOptions, check_names
 from streamflow.testing.play import is_failure
 from streamflow.testing.report import SimulationFailed, first_line
 from streamflow.testing.stage import Stage
@@ -29,23 +29,56 @@ SLICE_EVENTS: Final = 200
 """How much happens in the world before the test's other tasks have their turn: some milliseconds."""
 IDLE_TURNS: Final = 100
 """Turns of the test's loop in which somebody may still send what the world waits for."""
+OPENED: Final = (
+    "world() is opened by `async with sf.testing.world(app) as world:`, in an async test; a test without an event loop "
+    "plays a scenario: sf.testing.simulate(app, scenario)"
+)
 
 
-@asynccontextmanager
-async def world(app: App, *, seed: int = 0, **options: Unpack[WorldOptions]) -> AsyncGenerator[World, None]:
+def world(app: App, *, seed: int = 0, **options: Unpack[WorldOptions]) -> AbstractAsyncContextManager[World]:
     """A simulated world for an asyncio test: `async with sf.testing.world(app) as world: ...`.
 
     `world.client` starts runs as any client does; awaiting it, or one of its handles, lets the world run as far as the
     answer needs: `handle.result()` of a run that sleeps for a month returns at once, a month later by `world.now`.
     Otherwise time stands still, and `await world.advance(seconds)` makes it pass. The arguments are those of
-    `simulate`, and so is what steps may do.
+    `simulate`, and so is what steps may do; but a step is held up only if `step_delay` says so.
 
     What breaks in the world (a run whose code does not replay, an invariant, a step that reaches for the real world,
     nothing left to happen) is raised as `SimulationFailed` by whatever is awaited then. What the test itself raises
     gets a note that names the seed and the last events.
     """
-    checked = Options(app, seed, **options)
-    stage = Stage(checked, again=f"world(app, seed={seed}{checked.said()})")
+    check_names("world", options, "seed")
+    return _Unopened(WorldByHand(app, seed, **options))
+
+
+class _Unopened(AbstractAsyncContextManager[World]):
+    """What `world` returns: checked, and opened by `async with`."""
+
+    def __init__(self, options: WorldByHand) -> None:
+        self._opening = _open(options)
+        self._is_opened = False
+
+    async def __aenter__(self) -> World:
+        if self._is_opened:
+            raise StreamflowError("a world is opened once: make another one by sf.testing.world(app)")
+        self._is_opened = True
+        return await self._opening.__aenter__()
+
+    async def __aexit__(self, *raised: Any) -> bool | None:
+        return await self._opening.__aexit__(*raised)
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError(OPENED)
+
+    def __exit__(self, *raised: object) -> None: ...
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"no {name!r} yet: {OPENED}")
+
+
+@asynccontextmanager
+async def _open(options: WorldByHand) -> AsyncGenerator[World, None]:
+    stage = Stage(options, again=f"world(app, seed={options.seed}{options.said()})")
     with stage.open():
         made = BridgedWorld(stage)
         try:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Final, TypedDict
 
+from streamflow.core.retry import Duration
 from streamflow.errors import InvalidArguments
 from streamflow.sim.faults import KINDS
 from streamflow.sim.world import EPOCH_SECONDS
 from streamflow.worker.worker import check_queues
 from streamflow.workflow.app import App
-from streamflow.workflow.definitions import check_instant
+from streamflow.workflow.definitions import check_duration, check_instant
 
 STEPS_MAX: Final = 200_000
-"""Events and bursts of one world: some ten seconds. Who needs more has a loop that never ends, or a lot to test."""
+"""Events and bursts of one world: ten seconds to half a minute. Who needs more has an endless loop, or much to test."""
 PARTITIONS: Final = 2
+STEP_DELAY_SECONDS: Final = 0.05
+"""How long at most a step of a scenario is held up, twice: much longer than what the world itself takes between two
+steps, some milliseconds, and short for the limits that workflows set."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,19 @@ class WorldOptions(TypedDict, total=False):
     partitions: int
     queues: Iterable[str] | None
     start_at: datetime | None
+    step_delay: Duration
     steps_max: int
+
+
+def check_names(function: str, options: Iterable[str], *others: str) -> None:
+    """Refuse options that a function has not, as Python would, but by names that its caller knows; `others` it has
+    besides those of every world."""
+    known = [*others, *WorldOptions.__annotations__]
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            meant = f": did you mean {close[0]!r}?" if close else "."
+            raise TypeError(f"{function}() has no option {name!r}{meant} Its options are {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +97,7 @@ class Options:
     partitions: int = PARTITIONS
     queues: Iterable[str] | None = None
     start_at: datetime | None = None
+    step_delay: Duration = STEP_DELAY_SECONDS
     steps_max: int = STEPS_MAX
 
     def __post_init__(self) -> None:
@@ -91,6 +109,7 @@ class Options:
                 raise InvalidArguments(f"{name} must be an int of at least 1, found {value!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InvalidArguments(f"seed must be an int, found {self.seed!r}; many seeds are seeds=range(50)")
+        check_duration(self.step_delay, what="step_delay")
         if self.queues is not None:
             object.__setattr__(self, "queues", check_queues(self.queues))
 
@@ -98,6 +117,11 @@ class Options:
     def trouble(self) -> Faults:
         """The faults, however they were given."""
         return self.faults if isinstance(self.faults, Faults) else Faults(self.faults)
+
+    @property
+    def step_delay_seconds(self) -> float:
+        """How long at most a step is held up."""
+        return check_duration(self.step_delay, what="step_delay")
 
     @property
     def served(self) -> list[str]:
@@ -115,6 +139,13 @@ class Options:
         """The arguments that are not the defaults, as one would write them."""
         return "".join(
             f", {name}={getattr(self, name)!r}"
-            for name, default in Options.__dataclass_fields__.items()
+            for name, default in self.__dataclass_fields__.items()
             if name not in ("app", "seed") and getattr(self, name) != default.default
         )
+
+
+@dataclass(frozen=True)
+class WorldByHand(Options):
+    """Those of `world`: who moves time by hand is not surprised by steps that take some."""
+
+    step_delay: Duration = 0.0

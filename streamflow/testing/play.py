@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, Unpack, overload
 
@@ -11,7 +11,7 @@ from streamflow.client.client import Client
 from streamflow.errors import InvalidArguments
 from streamflow.sim.guard import NotSimulated
 from streamflow.testing.control import World
-from streamflow.testing.options import Options, WorldOptions
+from streamflow.testing.options import Options, WorldOptions, check_names
 from streamflow.testing.report import first_line
 from streamflow.testing.stage import Stage
 from streamflow.testing.steps import foreign_text
@@ -79,13 +79,19 @@ def simulate(
     `queues`: those that the app's steps name, unless others are given. The world's time begins at `start_at`, by
     default in 2030. More than `steps_max` events are a failure.
 
+    Each attempt of a step is held up before it begins, and again before its answer is given, by up to `step_delay`
+    (seconds or a timedelta, 0 for not at all), but by no more than a tenth of its timeout. So steps that run side by
+    side end in another order under another seed, and in the same one each time under the same.
+
     Raises `SimulationFailed`, with the original exception as its cause, when the scenario raises, when a run is
     blocked since its code does not replay, when an invariant of the engine breaks, or when nothing is left to happen
-    while the scenario still waits. What pytest skips is skipped.
+    while the scenario still waits. What pytest skips is skipped. `InvalidArguments`, or `TypeError` for an option that
+    does not exist, before anything is played: also for `seeds` that are none.
 
     Steps run on the simulated process, plain functions too: time is virtual there, and nothing real may be waited for.
     A socket, a subprocess, `time.sleep` or a future of another event loop is `NotSimulated`: mock such steps.
     """
+    check_names("simulate", options, "seed", "seeds")
     _check_scenario(scenario)
     if seeds is None:
         return _play(scenario, Options(app, seed, **options))
@@ -93,10 +99,15 @@ def simulate(
         raise InvalidArguments("seed and seeds exclude each other, found both; give one")
     if isinstance(seeds, int):
         raise InvalidArguments(f"seeds must be many ints, found {seeds!r}: write seeds=range({seeds})")
-    return [_play(scenario, Options(app, each, **options)) for each in seeds]
+    played = [_play(scenario, Options(app, each, **options)) for each in seeds]
+    if not played:
+        raise InvalidArguments(f"seeds must be at least one int, found none in {seeds!r}: nothing would be tested")
+    return played
 
 
 def _check_scenario(scenario: object) -> None:
+    if inspect.isgeneratorfunction(scenario) or inspect.isasyncgenfunction(scenario):
+        raise InvalidArguments(f"scenario must be an async function, found a generator: {scenario!r} has a `yield`")
     if not callable(scenario) or _wants(scenario) not in (1, 2):
         raise InvalidArguments(
             f"scenario must be an async function of a client, or of a client and a world, found {scenario!r}"
@@ -115,21 +126,26 @@ def _play(scenario: Any, options: Options) -> Played[Any]:
     stage = Stage(options, again=f"simulate(app, {name}, seed={options.seed}{options.said()})")
     with stage.open():
         try:
-            return _story(stage, scenario)
+            main = _begin(stage, scenario)
+            if inspect.isawaitable(main):
+                return _story(stage, main)
         except BaseException as error:  # whatever it is, this seed failed with it
             if not is_failure(error):
                 raise
             raise stage.failed(_what(error, name)) from error
+    raise InvalidArguments(f"scenario must be an async function, found {scenario!r}: write `async def`")
 
 
-def _story(stage: Stage, scenario: Any) -> Played[Any]:
-    world = World(stage, stage.client)
+def _begin(stage: Stage, scenario: Any) -> Any:
+    stage.scenario = (
+        scenario(stage.client, World(stage, stage.client)) if _wants(scenario) == 2 else scenario(stage.client)
+    )
+    return stage.scenario
 
+
+def _story(stage: Stage, main: Awaitable[Any]) -> Played[Any]:
     async def drive() -> Any:
         async with stage.client:
-            main = scenario(stage.client, world) if _wants(scenario) == 2 else scenario(stage.client)
-            if not inspect.isawaitable(main):
-                raise InvalidArguments(f"scenario must be an async function, found {scenario!r}: write `async def`")
             return await main
 
     driving = stage.driver.run(drive())

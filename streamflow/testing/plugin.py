@@ -62,6 +62,8 @@ class Simulations:
             seeds = (self.seed,)
         elif isinstance(seeds, int):
             seeds = range(self.seed, self.seed + seeds)
+        if not (seeds := list(seeds)):
+            return simulate(app, scenario, seeds=seeds, **options)  # which refuses it
         return [self.simulate(app, scenario, seed=each, **options) for each in seeds]
 
     def world(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from pathlib import Path, PurePath
 from typing import Any, Final
 
+import streamflow
 from streamflow.core.events import Event, Turn
 from streamflow.projections.views import RunStatus, history_event
 
 EVENTS_SHOWN: Final = 25
 FIELD_CHARS_MAX: Final = 60
 RUNS_SHOWN: Final = 10
+LIBRARIES: Final = (str(Path(streamflow.__file__).parent), str(Path(asyncio.__file__).parent))
 TELLING: Final = ("name", "number", "attempt", "value", "result", "error", "retry_at", "fire_at", "reason")
 """The fields of events that a reader wants, of those that they have."""
 
@@ -91,6 +95,22 @@ def event_line(turn: Turn, event: Event) -> str:
             value = f"{(value - turn.at) / 1000:+g} s"
         said.append(f"{name}={textwrap.shorten(str(value), FIELD_CHARS_MAX, placeholder='…')}")
     return f"{shown.type} {' '.join(said)}".rstrip()
+
+
+def event_name(event: Event) -> str:
+    """The type of an event, and the name in it, if there is one."""
+    return f"{type(event).__name__} {getattr(event, 'name', '')}".rstrip()
+
+
+def waits_at(coroutine: object) -> str | None:
+    """Where a coroutine waits, by the innermost line that its author wrote; None if it is none, or does not wait."""
+    found: str | None = None
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        code = frame.f_code
+        if found is None or not code.co_filename.startswith(LIBRARIES):
+            found = f"{PurePath(code.co_filename).name}:{frame.f_lineno}, in {code.co_name}"
+        coroutine = getattr(coroutine, "cr_await", None)
+    return found
 
 
 def first_line(error: BaseException) -> str:

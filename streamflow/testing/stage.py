@@ -12,7 +12,7 @@ import gc
 import logging
 import random
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -32,7 +32,7 @@ from streamflow.logs.base import HISTORY, STATUS, TIMERS
 from streamflow.projections.views import RunStatus, status_view
 from streamflow.sim import faults as sim_faults
 from streamflow.sim.cluster import Cluster, Weather
-from streamflow.sim.guard import watching
+from streamflow.sim.guard import attempt_name, watching
 from streamflow.sim.host import Disk, Loss, SimHost
 from streamflow.sim.log import SimLog
 from streamflow.sim.machines import Machine, Machines
@@ -40,7 +40,16 @@ from streamflow.sim.rules import Rules
 from streamflow.sim.search import no_collector, quiet
 from streamflow.sim.world import Process, Stuck, TooLong, World
 from streamflow.testing.options import Options
-from streamflow.testing.report import EVENTS_SHOWN, SimulationFailed, describe, event_line, run_line
+from streamflow.testing.report import (
+    EVENTS_SHOWN,
+    RUNS_SHOWN,
+    SimulationFailed,
+    describe,
+    event_line,
+    event_name,
+    run_line,
+    waits_at,
+)
 from streamflow.testing.steps import Steps
 from streamflow.testing.strict import StrictWorker
 from streamflow.worker.executor import Executor
@@ -60,10 +69,17 @@ FAULT_DELAYS: Final = (0.002, 0.02, 0.2, 2.0)
 CRASH_SECONDS_MAX: Final = 0.5
 """When a crash that waits for the end of an attempt comes anyway, since there is none."""
 CHECK_CHANCE: Final = 0.002
+TURNS_USUAL: Final = 500
+"""Of a story with more, checks are as much rarer as they are dearer: each folds the whole log. A run that never ends
+would take minutes to be told so."""
+LATELY_SHARE: Final = 0.25
+"""Of a story that did not end, the part that is looked at for who keeps it going."""
 SUPERVISOR_SECONDS: Final = 40.0
 SETTLING_SECONDS: Final = 100.0
 """After faults: late writes land after up to a minute. After mere crashes, a fifth of it."""
 EVENTS_KEPT: Final = 400
+NOISY: Final = ("streamflow.worker", "streamflow.client", "streamflow.logs")
+"""Loggers that warn of faults."""
 CLIENT_LIMITS: Final = Limits(request_seconds=3_600.0)
 """The test's own requests are patient: an hour of virtual time costs little."""
 
@@ -90,7 +106,15 @@ class Stage:
         self.cluster.landed.append(self._landed)
         self.world.after_each.append(self._check)
         self.chance = random.Random(f"test {options.seed}")
-        self.steps = Steps(options.app, now=lambda: self.now, began=self._began, ended=self._ended, failed=self.fail)
+        self.steps = Steps(
+            options.app,
+            seed=options.seed,
+            delay=options.step_delay_seconds,
+            now=lambda: self.now,
+            began=self._began,
+            ended=self._ended,
+            failed=self.fail,
+        )
         self.trouble = options.trouble
         self.machines = Machines(
             self.cluster,
@@ -110,9 +134,14 @@ class Stage:
         self.client = Client(log, options.app, limits=CLIENT_LIMITS, surroundings=surroundings)
         self.crashes = 0
         self.failure: BaseException | None = None
+        self.scenario: object = None
+        """Its coroutine, if there is one."""
+        self._told: deque[tuple[int, str, str]] = deque(maxlen=EVENTS_KEPT)
+        """What runs did last, as (steps of the world, run, event)."""
         self._timers: dict[bytes, int] = {}
         self._statuses: dict[str, RunStatus] = {}
         self._drawn = 0
+        self._turns = 0
         self._doomed: dict[str, bool] = {}
         """Processes that are about to crash, and whether the end of the next attempt there is the moment."""
         self._active_at = 0.0
@@ -152,10 +181,7 @@ class Stage:
             try:
                 self.world.run(lambda: until() or self.failure is not None, seconds=float("inf"), steps=left)
             except TooLong:
-                raise TooLong(
-                    f"not done after {self.options.steps_max:,} events: a loop that never ends, or more than steps_max "
-                    f"allows"
-                ) from None
+                raise TooLong(self._too_long()) from None
         if self.failure is not None:
             raise self.failure
 
@@ -314,8 +340,10 @@ class Stage:
             self.world.at(self._soon(), self._fault)
 
     def _turned(self, turn: Turn, events: list[Any]) -> None:
+        self._turns += 1
         for event in events:
             self.world.note(f"run {turn.workflow_id}", event_line(turn, event))
+            self._told.append((self.world.steps, turn.workflow_id, event_name(event)))
             if isinstance(event, RunBlocked):
                 why = event.error.message if event.error is not None else "it cannot go on"
                 self.fail(NonDeterminismError(why))
@@ -331,7 +359,7 @@ class Stage:
             raise
 
     def _check(self) -> None:
-        if self.world.chance.random() < CHECK_CHANCE:
+        if self.world.chance.random() < CHECK_CHANCE * min(1.0, TURNS_USUAL / (self._turns + 1)):
             for processor in self.machines.processors():
                 self.rules.state(processor)
 
@@ -369,11 +397,48 @@ class Stage:
                 yield fire_at / 1000 - self.world.epoch - offset
 
     def _stuck(self) -> str:
-        runs = "; ".join(run_line(run) for run in self.open_runs) or "every run is closed"
         return (
-            f"nothing is left to happen, while the test still waits: {runs}. No timer is due, no step is at work that "
-            f"could end by itself, and nobody sends anything"
+            f"nothing is left to happen, while the test still waits: {self._open() or 'every run is closed'}"
+            f"{self._waits_at()}. No timer is due, no step is at work that could end by itself, and nobody sends "
+            f"anything{self._unserved()}"
         )
+
+    def _too_long(self) -> str:
+        """A culprit: the run that did most lately, or nobody's run."""
+        lately = [each for each in self._told if each[0] > self.world.steps * (1 - LATELY_SHARE)]
+        if lately:
+            ((run, _), *_) = Counter(run for _, run, _ in lately).most_common(1)
+            ((event, times), *_) = Counter(event for _, each, event in lately if each == run).most_common(1)
+            who = f"run {run} is the busiest, lately with {event} {times} times"
+        else:
+            who = "no run got any further lately: a step's own code goes on, or the scenario"
+        return (
+            f"not done after {self.options.steps_max:,} events: a loop that never ends, or more than steps_max allows; "
+            f"{who}. Not closed: {self._open() or 'no run'}{self._at_work()}{self._waits_at()}"
+        )
+
+    def _open(self) -> str:
+        """Which runs wait for what."""
+        runs = [run_line(run) for run in self.open_runs]
+        more = [f"and {len(runs) - RUNS_SHOWN} more"] if len(runs) > RUNS_SHOWN else []
+        return "; ".join(runs[:RUNS_SHOWN] + more)
+
+    def _at_work(self) -> str:
+        """Which attempts run; statuses may not say so yet."""
+        workers = [machine.worker for machine in self.machines.all if machine.is_up and machine.worker is not None]
+        executors = [worker.executor for worker in workers if worker.executor is not None]
+        running = [attempt.info for executor in executors for attempt in executor.running.values()]
+        said = ", ".join(attempt_name(info) for info in running[:RUNS_SHOWN])
+        return f"; at work: {said}" if said else ""
+
+    def _waits_at(self) -> str:
+        where = waits_at(self.scenario)
+        return "" if where is None else f"; the scenario waits at {where}"
+
+    def _unserved(self) -> str:
+        """The queues of steps that no worker serves: it may be meant so."""
+        queues = sorted({step.queue for step in self.options.app.steps.values() if step.queue} - {*self.options.served})
+        return f"; no worker serves queue {', '.join(queues)} (see queues=)" if queues else ""
 
 
 @contextmanager
@@ -390,7 +455,7 @@ def _chance_of(seed: int) -> Iterator[None]:
 @contextmanager
 def _only_errors() -> Iterator[None]:
     """Where things go wrong on purpose, nobody reads the product's warnings of it."""
-    loggers = [logging.getLogger(name) for name in ("streamflow.worker", "streamflow.client")]
+    loggers = [logging.getLogger(name) for name in NOISY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

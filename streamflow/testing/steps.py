@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
@@ -13,14 +14,21 @@ from functools import partial
 from typing import Any, Final
 
 from streamflow.errors import InvalidArguments
-from streamflow.sim.guard import NotSimulated
+from streamflow.sim.guard import NotSimulated, who_runs
 from streamflow.sim.host import in_thread
 from streamflow.workflow.app import App
+from streamflow.workflow.code import StepCall
 from streamflow.workflow.definitions import Step
 from streamflow.workflow.stepinfo import StepInfo, step_info
 
 FOREIGN: Final = ("attached to a different loop", "bound to a different event loop")
 """What asyncio says of a future, a lock or an event of another loop."""
+
+SCALES: Final = (0.01, 0.1, 1.0)
+"""Delays are drawn from up to so much of their limit: those of two steps that are as long, and those that differ by
+far, which puts all of a short chain of steps before one step beside it."""
+TIMEOUT_SHARE: Final = 0.1
+"""No delay takes more of an attempt's timeout: no attempt fails for being simulated."""
 
 
 class MadeToFail(Exception):
@@ -52,12 +60,17 @@ class _Script:
 
 class Steps:
     """`began` is told of each attempt before anything of it runs, `ended` when its function has returned or raised;
-    `failed` of what must end the test."""
+    `failed` of what must end the test. Before an attempt begins, and before its answer is given, up to `delay` seconds
+    pass, drawn from the seed: as a step's own work takes no virtual time, steps that run side by side would always end
+    in the order in which they began.
+    """
 
     def __init__(
         self,
         app: App,
         *,
+        seed: int,
+        delay: float,
         now: Callable[[], datetime],
         began: Callable[[StepInfo], None],
         ended: Callable[[], None],
@@ -65,6 +78,8 @@ class Steps:
     ) -> None:
         self._app, self._now, self._began, self._ended, self._failed = app, now, began, ended, failed
         self._scripts: dict[str, _Script] = {}
+        self._delay = delay
+        self._chance = random.Random(f"steps {seed}")
         self.calls: list[Call] = []
 
     def name_of(self, step: Step[..., Any] | str) -> str:
@@ -80,9 +95,24 @@ class Steps:
         """What is said of that step."""
         return self._scripts.setdefault(self.name_of(step), _Script())
 
-    def around(self, step: Step[..., Any]) -> Callable[..., Awaitable[Any]]:
-        """What runs in the step's place."""
-        return partial(self._run, step)
+    def around(self, call: StepCall) -> Callable[..., Awaitable[Any]]:
+        """What runs in the place of the step's function."""
+        return partial(self._delayed, call)
+
+    async def _delayed(self, call: StepCall, /, *args: Any, **kwargs: Any) -> Any:
+        await self._pass_time(call.timeout)
+        try:
+            result = await self._run(call.step, *args, **kwargs)
+        except Exception:  # an answer as any other; a cancellation is none
+            await self._pass_time(call.timeout)
+            raise
+        await self._pass_time(call.timeout)
+        return result
+
+    async def _pass_time(self, timeout: float | None) -> None:
+        limit = self._delay if timeout is None else min(self._delay, TIMEOUT_SHARE * timeout)
+        if limit:
+            await asyncio.sleep(self._chance.uniform(0, limit * self._chance.choice(SCALES)))
 
     async def _run(self, step: Step[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         info = step_info()
@@ -99,7 +129,7 @@ class Steps:
             loop = asyncio.get_running_loop()
             return await in_thread(loop, partial(step.function, *args, **kwargs), copy_context())
         except RuntimeError as error:
-            if (foreign := foreign_text(error, f"step {step.name}")) is None:
+            if (foreign := foreign_text(error, who_runs())) is None:
                 raise
             strange = NotSimulated(foreign)
             strange.__cause__ = error

@@ -20,7 +20,6 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from streamflow.config import Limits
@@ -30,7 +29,6 @@ from streamflow.metrics import step_tally
 from streamflow.worker.processes import Processes, run_in_process
 from streamflow.worker.threads import DaemonThreads, Ended, StepThreads
 from streamflow.workflow.code import StepCall, check_size, error_info, is_interrupt
-from streamflow.workflow.definitions import Step
 from streamflow.workflow.stepinfo import StepInfo, running
 
 log = logging.getLogger("streamflow.worker")
@@ -41,6 +39,8 @@ TEARDOWN_SECONDS: Final = 1.0
 NEVER_RETRIED: Final = (InvalidArguments, PayloadTooLarge)
 """Values that do not fit: they would not fit the next time."""
 
+StandIn: TypeAlias = "Callable[[StepCall], StepCall]"
+"""What a simulated host runs in the place of a call."""
 AttemptOutcome: TypeAlias = StepCompleted | StepFailed | StepAttemptFailed
 
 
@@ -108,6 +108,7 @@ class Executor:
         max_parallel_steps: int,
         limits: Limits,
         threads: StepThreads | None = None,
+        stand_in: StandIn | None = None,
     ) -> None:
         self.clock = clock
         self.max_parallel_steps = max_parallel_steps
@@ -119,8 +120,7 @@ class Executor:
             min(limits.step_threads_max, max_parallel_steps), stuck_max=limits.stuck_threads_max
         )
         self.processes = Processes(min(os.cpu_count() or 1, max_parallel_steps))
-        self.stand_in: Callable[[Step[..., Any]], Step[..., Any]] | None = None
-        """What a simulated host runs in a step's place; None runs every step as it is."""
+        self._stand_in = stand_in
         self._inner: dict[asyncio.Future[Any], Attempt] = {}
         self._abandoned: set[asyncio.Future[Any]] = set()
         self._wanting_room: set[asyncio.Event] = set()
@@ -143,8 +143,8 @@ class Executor:
         if self._closed:
             return
         assert attempt.key not in self.attempts, attempt.key
-        if self.stand_in is not None:
-            attempt.call = replace(attempt.call, step=self.stand_in(attempt.call.step))
+        if self._stand_in is not None:
+            attempt.call = self._stand_in(attempt.call)
         self.attempts[attempt.key] = attempt
         if len(self.running) < self.max_parallel_steps:
             self._begin(attempt)

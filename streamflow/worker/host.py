@@ -19,7 +19,7 @@ from streamflow.logs.base import Log
 from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.clock import Clock
-from streamflow.worker.executor import Executor
+from streamflow.worker.executor import Executor, StandIn
 from streamflow.worker.threads import StepThreads
 from streamflow.worker.watchdog import Watchdog
 from streamflow.workflow.guard import forbid_io
@@ -55,6 +55,11 @@ class Host(Protocol):
         """Where steps that are plain functions run; None for the executor's own threads."""
         ...
 
+    @property
+    def stand_in(self) -> StandIn | None:
+        """What runs in the place of a step's call; None for each as it is."""
+        ...
+
     def enter(self, executor: Executor, limits: Limits) -> None:
         """Make ready, before anything of the worker runs. Raises `Unavailable` when local state cannot be used."""
         ...
@@ -82,6 +87,7 @@ class ProcessHost:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.clock = Clock()
         self.threads: StepThreads | None = None
+        self.stand_in: StandIn | None = None
         self.watchdog: Watchdog | None = None
         self._state_root = state_root
         self._slot: Slot | None = None

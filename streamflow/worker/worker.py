@@ -122,6 +122,7 @@ class Worker:
                 max_parallel_steps=self.max_parallel_steps,
                 limits=self.limits,
                 threads=self.host.threads,
+                stand_in=self.host.stand_in,
             )
             self.host.enter(self.executor, self.limits)
             watch(self.gauges)

@@ -19,6 +19,7 @@ import streamflow as sf
 from tests.testing.shop import app, order, sleep, wait
 
 SEEDS = range(10)
+NAMES = ("streamflow.worker", "streamflow.client", "streamflow.logs")
 
 
 async def place(client: sf.Client) -> list[str]:
@@ -68,7 +69,7 @@ def test_nothing_left_to_happen_is_said_with_what_is_waited_for():
 
     text = str(failure(forgotten))
     assert "Stuck: nothing is left to happen, while the test still waits: w-1 (wait): running" in text
-    assert "signal go" in text
+    assert re.search(r"signal go; the scenario waits at test_failures.py:\d+, in forgotten", text)
 
 
 def test_a_future_that_nobody_settles_is_no_hang():
@@ -83,7 +84,84 @@ def test_a_loop_that_never_ends_is_no_hang():
         while (await client.list()).items == []:
             await client.list()
 
-    assert "TooLong: not done after 2,000 events: a loop that never ends" in str(failure(poll, steps_max=2_000))
+    text = str(failure(poll, steps_max=2_000))
+    assert "TooLong: not done after 2,000 events: a loop that never ends" in text
+    assert "no run got any further lately: a step's own code goes on, or the scenario. Not closed: no run" in text
+    assert re.search(r"the scenario waits at test_failures.py:\d+, in poll", text)
+
+
+def endless() -> tuple[sf.App, sf.Workflow[[], None], sf.Workflow[[], None]]:
+    """Two workflows that never end: one takes a step after the other, one has a step that never waits."""
+    never = sf.App("never")
+
+    @never.step
+    async def tick() -> None:
+        """Nothing."""
+
+    @never.step
+    async def busy() -> None:
+        while True:  # noqa: ASYNC110  # that is the point
+            await asyncio.sleep(0)
+
+    @never.workflow
+    async def for_ever() -> None:
+        while True:
+            await tick()
+
+    @never.workflow
+    async def wait_for_busy() -> None:
+        await busy()
+
+    return never, for_ever, wait_for_busy
+
+
+def test_a_run_that_never_ends_is_named_with_what_it_does():
+    never, for_ever, _ = endless()
+
+    async def scenario(client: sf.Client) -> None:
+        await client.start(for_ever, id="quiet-1", delay=10 * 86_400)
+        await (await client.start(for_ever, id="busy-1")).result()
+
+    text = str(failure(scenario, never, steps_max=5_000))
+    assert re.search(r"run busy-1 is the busiest, lately with Step\w+ (tick )?\d+ times\. Not closed: ", text)
+    assert "quiet-1 (for_ever): scheduled" in text.splitlines()[0]
+    assert "busy-1 (for_ever): running, waits for step tick" in text.splitlines()[0]
+
+
+def test_a_step_that_never_waits_is_named():
+    never, _, wait_for_busy = endless()
+
+    async def scenario(client: sf.Client) -> None:
+        await (await client.start(wait_for_busy, id="b-1")).result()
+
+    text = str(failure(scenario, never, steps_max=1_000))
+    assert "no run got any further lately" in text
+    assert "at work: step busy (number 0, attempt 1) of run b-1; the scenario waits at test_failures.py:" in text
+
+
+def test_a_queue_that_nobody_serves_is_named():
+    async def scenario(client: sf.Client) -> None:
+        await (await client.start(order, 5)).result()
+
+    assert "nobody sends anything; no worker serves queue lorries (see queues=)" in str(failure(scenario, queues=[]))
+
+
+def test_where_things_go_wrong_on_purpose_only_errors_are_logged(caplog: pytest.LogCaptureFixture):
+    """Warnings of faults are the product's daily bread; so are those of the log that the workers write to."""
+
+    async def scenario(client: sf.Client) -> None:
+        for name in NAMES:
+            logging.getLogger(name).warning("lost")
+            logging.getLogger(name).error("broken")
+
+    caplog.set_level(logging.INFO)
+    before = [logging.getLogger(name).level for name in NAMES]
+    sf.testing.simulate(app, scenario, faults=sf.testing.Faults(1, without=[0]))
+    assert [(each.name, each.message) for each in caplog.records] == [(name, "broken") for name in NAMES]
+    caplog.clear()
+    sf.testing.simulate(app, scenario)
+    assert len(caplog.records) == 2 * len(NAMES), "nothing goes wrong on purpose"
+    assert [logging.getLogger(name).level for name in NAMES] == before
 
 
 def test_an_exception_that_reached_nobody_is_a_failure():
@@ -209,13 +287,22 @@ def test_a_step_that_cannot_bear_to_run_twice_is_found():
     assert "withdrawn once" in str(error.__cause__)
 
 
-def test_a_workflow_that_does_io_is_told_so():
+def read_file() -> None:
+    with open(__file__) as file:
+        file.read()
+
+
+def nap() -> None:
+    time.sleep(3_600)  # tidy: that it is refused is what is tested
+
+
+@pytest.mark.parametrize("does", [read_file, socket.socket, nap])
+def test_a_workflow_that_does_io_is_told_so_by_the_product(does: Callable[[], object]):
     reader = sf.App("reader")
 
     @reader.workflow
-    async def read() -> str:
-        with open(__file__) as file:  # noqa: ASYNC230  # that is the point
-            return file.read()
+    async def read() -> None:
+        does()
 
     async def scenario(client: sf.Client) -> None:
         with pytest.raises(sf.WorkflowFailed, match="NotInWorkflow"):
@@ -247,10 +334,6 @@ def run_process() -> None:
     subprocess.run(["true"], check=True)
 
 
-def nap() -> None:
-    time.sleep(3_600)  # tidy: that it is refused is what is tested
-
-
 @pytest.mark.parametrize(
     ("function", "said"),
     [
@@ -271,10 +354,11 @@ def test_a_step_that_reaches_for_the_real_world_is_told_so(function: Callable[..
         await step()
 
     async def scenario(client: sf.Client) -> None:
-        await (await client.start(reach)).result()
+        await (await client.start(reach, id="r-1")).result()
 
     error = failure(scenario, real)
     assert isinstance(error.__cause__, sf.testing.NotSimulated)
+    assert f"NotSimulated: step {function.__name__} (number 0, attempt 1) of run r-1: " in str(error)
     assert re.search(said, str(error)) and "mock" in str(error)
 
     async def mocked(client: sf.Client, world: sf.testing.World) -> None:
@@ -298,18 +382,24 @@ def test_a_step_that_waits_for_another_event_loop_is_told_so():
             await step()
 
         async def scenario(client: sf.Client) -> None:
-            await (await client.start(reach)).result()
+            await (await client.start(reach, id="r-1")).result()
 
         async def direct(client: sf.Client) -> None:
             await other
 
-        assert "NotSimulated: step step waits for a future, lock or event of another event loop" in str(
-            failure(scenario, real)
-        )
+        said = "NotSimulated: step step (number 0, attempt 1) of run r-1 waits for a future, lock or event of another"
+        assert said in str(failure(scenario, real))
         assert "NotSimulated: scenario direct waits for a future" in str(failure(direct, real))
         foreign.cancel()
 
     asyncio.run(test())
+
+
+def test_a_scenario_that_reaches_for_the_real_world_is_told_so():
+    async def scenario(client: sf.Client) -> None:
+        nap()
+
+    assert "NotSimulated: the test's own code, outside of any step: time.sleep()" in str(failure(scenario))
 
 
 def test_a_plain_step_is_told_so_too():

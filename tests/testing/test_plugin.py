@@ -98,6 +98,28 @@ def test_a_failure_names_its_seed_and_how_to_play_it_again(tmp_path: Path):
     assert "SimulationFailed: seed " in first
 
 
+def test_no_seeds_are_refused(tmp_path: Path):
+    said = run(
+        tmp_path,
+        """
+        import pytest
+
+        @pytest.mark.parametrize("seeds", [0, ()])
+        def test_a(streamflow, seeds):
+            with pytest.raises(sf.InvalidArguments, match="seeds must be at least one int"):
+                streamflow.simulate(app, scenario, seeds=seeds)
+
+        def test_b(streamflow):
+            with pytest.raises(TypeError, match="async with"):
+                with streamflow.world(app):
+                    pass
+            with pytest.raises(TypeError, match="has no option 'crash'"):
+                streamflow.simulate(app, scenario, seeds=3, crash=True)
+        """,
+    )
+    assert "3 passed" in said, said
+
+
 def test_a_told_seed_is_the_only_one_that_is_played(tmp_path: Path):
     said = run(
         tmp_path,

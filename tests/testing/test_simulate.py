@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import streamflow as sf
 from streamflow.sim.faults import KINDS
+from streamflow.testing.options import WorldOptions
 from tests.testing.shop import app, charge, drive, forget, hurry, order, pack, sleep, slow, wait
 
 MONTH_EVENTS_MAX = 1_500
@@ -82,7 +84,7 @@ def test_time_does_not_leap_over_what_a_step_does():
 
 
 def test_a_crash_follows_every_turn_and_nothing_is_lost():
-    played = sf.testing.simulate(app, place, seeds=range(6), crash_after_every_turn=True)
+    played = sf.testing.simulate(app, place, seeds=range(10), crash_after_every_turn=True)
     assert all(each.result[0] == "paid 5" and each.crashes >= 1 for each in played)
     assert max(each.crashes for each in played) >= 4
     assert len({each.trace for each in played}) == len(played)
@@ -192,6 +194,8 @@ def test_the_same_seed_is_the_same_story_in_two_processes():
         ({"seed": "x"}, "seed must be an int, found 'x'; many seeds are seeds=range"),
         ({"seeds": 5}, r"seeds must be many ints, found 5: write seeds=range\(5\)"),
         ({"seed": 1, "seeds": [2]}, "seed and seeds exclude each other"),
+        ({"seeds": ()}, r"seeds must be at least one int, found none in \(\): nothing would be tested"),
+        ({"seeds": range(0)}, "seeds must be at least one int"),
         ({"faults": -1}, "count of Faults must be an int of at least 0, found -1"),
         ({"start_at": datetime(2024, 1, 1)}, "start_at must be an aware datetime"),  # noqa: DTZ001  # that is the point
     ],
@@ -201,9 +205,33 @@ def test_wrong_options_are_named(options: dict[str, object], said: str):
         sf.testing.simulate(app, place, **options)  # type: ignore[call-overload]
 
 
+def test_an_option_that_does_not_exist_is_named_with_those_that_do():
+    known = ", ".join(("seed", "seeds", *WorldOptions.__annotations__))
+    with pytest.raises(TypeError) as failed:
+        sf.testing.simulate(app, place, worker=2)  # type: ignore[call-overload]
+    assert str(failed.value) == (f"simulate() has no option 'worker': did you mean 'workers'? Its options are {known}")
+    with pytest.raises(TypeError) as failed:
+        sf.testing.simulate(app, place, colour="red")  # type: ignore[call-overload]
+    assert str(failed.value) == f"simulate() has no option 'colour'. Its options are {known}"
+
+
 def test_what_is_no_scenario_is_refused():
     with pytest.raises(sf.InvalidArguments, match="scenario must be an async function of a client"):
         sf.testing.simulate(app, lambda: None)  # type: ignore[arg-type]
+
+    def plain(client: sf.Client) -> int:
+        return 1
+
+    with pytest.raises(sf.InvalidArguments, match=r"scenario must be an async function, found .*plain.*write `async"):
+        sf.testing.simulate(app, plain)  # type: ignore[arg-type]
+
+    async def yields(client: sf.Client) -> AsyncIterator[int]:
+        yield 1
+
+    with pytest.raises(sf.InvalidArguments, match=r"must be an async function, found a generator: .*yields"):
+        sf.testing.simulate(app, yields)  # type: ignore[arg-type]
+    also = lambda client: place(client)  # noqa: E731,PLW0108  # plain, and gives a coroutine
+    assert sf.testing.simulate(app, also).result[0] == "paid 5"
     with pytest.raises(sf.InvalidArguments, match="kinds of Faults must be some of compact, crash"):
         sf.testing.Faults(kinds=["flood"])
 

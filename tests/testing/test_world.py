@@ -174,7 +174,7 @@ def test_a_step_that_waits_for_the_tests_own_loop_is_told_so():
     async def run() -> None:
         futures.append(asyncio.get_running_loop().create_future())
         async with sf.testing.world(real) as world:
-            with pytest.raises(sf.testing.SimulationFailed, match="step step waits for a future, lock or event of"):
+            with pytest.raises(sf.testing.SimulationFailed, match=r"step step .* waits for a future, lock or event of"):
                 await (await world.client.start(reach)).result()
 
     asyncio.run(run())
@@ -191,6 +191,31 @@ def test_a_world_that_is_closed_says_so():
             await world.advance(1)
 
     asyncio.run(run())
+
+
+def test_a_world_is_opened_by_async_with_and_once():
+    world = sf.testing.world(app)
+    said = r"`async with sf\.testing\.world\(app\) as world:`, in an async test; a test with"
+    with pytest.raises(TypeError, match=said), world:  # type: ignore[attr-defined]
+        pass
+    with pytest.raises(AttributeError, match="no 'client' yet: world"):
+        world.client  # type: ignore[attr-defined]  # that is the point
+
+    async def run() -> None:
+        async with world as opened:
+            assert opened.seed == 0
+        with pytest.raises(sf.StreamflowError, match="a world is opened once"):
+            async with world:
+                pass
+
+    asyncio.run(run())
+
+
+def test_an_option_that_does_not_exist_is_refused_at_the_call():
+    with pytest.raises(
+        TypeError, match=r"world\(\) has no option 'seeds': did you mean 'seed'\? Its options are seed, cra"
+    ):
+        sf.testing.world(app, seeds=range(3))  # type: ignore[call-arg]
 
 
 def test_the_same_seed_is_the_same_story():
