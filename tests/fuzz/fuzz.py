@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,6 @@ OPTIONS: Final = ("-max_len=8192", "-timeout=20", "-rss_limit_mb=1024", "-print_
 SEED: Final = "-seed="
 SEED_DIGITS: Final = 7
 """Of the tree's hash: libFuzzer takes seeds of 32 bits, and of 0 it makes one of its own."""
-FAILED: Final = 77
-"""As libFuzzer's own exit code for an input that failed."""
 EXTRA: Final = "needs the extra 'fuzz': pip install -e '.[dev,fuzz]'. It has wheels for CPython on x86-64 Linux only"
 
 
@@ -95,13 +94,24 @@ def _instrument_generated(atheris: Any) -> None:
 
 def _passes(atheris: Any, name: str, options: list[str], *, quiet: bool) -> bool:
     """Fuzz one target in a process of its own: libFuzzer ends the process that it runs in."""
+    folder, parent = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-")), os.getpid()
+    try:
+        return _passes_in(folder, atheris, name, options, quiet=quiet)
+    finally:
+        # What fails comes out of the child as an exception, up to its end, where libFuzzer keeps the input. The folder
+        # is its parent's.
+        if os.getpid() == parent:
+            shutil.rmtree(folder)
+
+
+def _passes_in(folder: Path, atheris: Any, name: str, options: list[str], *, quiet: bool) -> bool:
     from tests.fuzz.targets import examples_of
 
     places = [option for option in options if not option.startswith("-")]
-    with tempfile.TemporaryDirectory(prefix=f"fuzz-{name}-") as folder, open(f"{folder}/log", "wb") as log:
+    with (folder / "log").open("wb") as log:
         if not any(Path(place).is_file() for place in places):
-            (corpus := Path(folder, "corpus")).mkdir()
-            (examples := Path(folder, "examples")).mkdir()
+            (corpus := folder / "corpus").mkdir()
+            (examples := folder / "examples").mkdir()
             for number, example in enumerate(examples_of(name)):
                 (examples / str(number)).write_bytes(example)
             # The first folder is where libFuzzer writes.
@@ -109,13 +119,9 @@ def _passes(atheris: Any, name: str, options: list[str], *, quiet: bool) -> bool
         given = [option for option in options if option.startswith("-")]
         started = time.monotonic()
         if (child := os.fork()) == 0:
-            try:
-                if quiet:
-                    os.dup2(log.fileno(), 2)
-                _fuzz(atheris, name, [*given, *places])
-            finally:  # a failure comes out as an exception: the folder that it would tidy up is the parent's
-                sys.stderr.flush()
-                os._exit(FAILED)
+            if quiet:
+                os.dup2(log.fileno(), 2)
+            _fuzz(atheris, name, [*given, *places])
         _, status = os.waitpid(child, 0)
         result = "passed" if status == 0 else f"failed, exit {os.waitstatus_to_exitcode(status)}"
         print(f"{name:<12}{result} in {time.monotonic() - started:.1f} s", flush=True)
