@@ -45,9 +45,9 @@ test: .venv/.dev
 sim: .venv/.dev
 	$(BIN)/streamflow sim $(if $(SEEDS),--seeds $(SEEDS),--fresh 300)
 
-# A fixed seed, so that two runs on one commit agree. Longer, or one target alone: tests/fuzz/README.md.
+# Without SEED=N another seed with each commit, so that two runs on one agree. One target alone: tests/fuzz/README.md.
 fuzz: .venv/.fuzz
-	PYTHONHASHSEED=0 $(BIN)/python tests/fuzz/fuzz.py all -runs=$(RUNS) -seed=1
+	PYTHONHASHSEED=0 $(BIN)/python tests/fuzz/fuzz.py all -runs=$(RUNS) $(if $(SEED),-seed=$(SEED))
 
 # MINUTES=N in all, start and check included. What a failure says can be had again, mostly: make soak SEED=N.
 soak: .venv/.dev

@@ -179,8 +179,8 @@ class Client:
         filters = {"workflow": name, "state": state}
         check(Query(query="list", params=encode_value({**filters, "order": order, "limit": limit, "cursor": cursor})))
 
-        async def ask(partition: int, query: Query) -> bytes:
-            return await self._requests.ask("", partition, query) or b""
+        async def ask(partition: int, query: Query) -> bytes | None:
+            return await self._requests.ask("", partition, query)
 
         return await merged(ask, self._log.partitions, order=order, limit=limit, cursor=cursor, filters=filters)
 

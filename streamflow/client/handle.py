@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import datetime
 from typing import Any, Final, Generic, Literal, TypeVar
 
-import msgspec
-
+from streamflow.client.answers import history_in, status_in, steps_in
 from streamflow.client.requests import Requests
 from streamflow.client.statuses import Feed, Interest, Statuses, position
 from streamflow.codec.payload import Signature, decode_value, encode_value
@@ -32,7 +30,7 @@ from streamflow.errors import (
 from streamflow.ids import check_id
 from streamflow.projections.queries import LIMIT_MAX, check
 from streamflow.projections.views import CLOSED_STATES, HistoryEvent, Page, RunStatus, StepView, status_view
-from streamflow.workflow.code import check_size, to_ms
+from streamflow.workflow.code import check_size
 from streamflow.workflow.definitions import Registry, check_duration
 
 T_co = TypeVar("T_co", covariant=True)
@@ -43,55 +41,6 @@ answer to the start, unless the start attached to a run that publishes nothing n
 
 SIGNAL_PREFIX: Final = "signal:"
 """Before the id of a signal, to make it a command id: no other command's id begins so."""
-
-
-class _Answer(msgspec.Struct):
-    """A `RunStatus` as its JSON comes, payloads left as they are."""
-
-    id: str
-    workflow: str
-    run: int
-    state: str
-    turn: int
-    args: msgspec.Raw
-    result: msgspec.Raw
-    error: ErrorInfo | None
-    progress: msgspec.Raw
-    waiting_on: list[str]
-    context: msgspec.Raw
-    started_at: datetime | None
-    closed_at: datetime | None
-    created_at: datetime | None
-    reason: str | None
-
-    def record(self) -> StatusRecord:
-        """The status as the topic has it, so that both can be compared; `waiting_on` stays in words."""
-        return StatusRecord(
-            workflow_id=self.id,
-            workflow=self.workflow,
-            run=self.run,
-            turn=self.turn,
-            state=self.state,
-            args=bytes(self.args),
-            result=bytes(self.result),
-            error=self.error,
-            progress=bytes(self.progress),
-            waiting_on=self.waiting_on,
-            context=bytes(self.context),
-            created_at=_ms(self.created_at) or 0,
-            started_at=_ms(self.started_at),
-            closed_at=_ms(self.closed_at),
-            reason=self.reason,
-        )
-
-
-def _ms(at: datetime | None) -> int | None:
-    return None if at is None else to_ms(at)
-
-
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_steps = msgspec.json.Decoder(Page[StepView]).decode
-_decode_history = msgspec.json.Decoder(Page[HistoryEvent]).decode
 
 
 class Handle(Generic[T_co]):
@@ -207,7 +156,7 @@ class Handle(Generic[T_co]):
             if was_deleted:
                 raise WorkflowNotFound(f"run {self._id} was cleaned up: nothing of it is left") from None
             raise
-        record = _decode_answer(answer or b"").record()
+        record = status_in(answer, f"run {self._id}")
         interest.confirm(record)
         if self._must_ask:
             self._must_ask = False
@@ -240,23 +189,25 @@ class Handle(Generic[T_co]):
         self, order: Literal["asc", "desc"] = "asc", limit: int = 100, cursor: str | None = None
     ) -> Page[StepView]:
         """A page of the run's steps, sleeps and signals, by number."""
-        return _decode_steps(await self._query("steps", order=order, limit=limit, cursor=cursor))
+        answer = await self._query("steps", order=order, limit=limit, cursor=cursor)
+        return steps_in(answer, f"run {self._id}", cursor)
 
     async def history(self) -> list[HistoryEvent]:
         """The recorded events, oldest first, of all runs under this id."""
         events: list[HistoryEvent] = []
         cursor: str | None = None
         while True:
-            page = _decode_history(await self._query("history", limit=LIMIT_MAX, cursor=cursor))
+            answer = await self._query("history", limit=LIMIT_MAX, cursor=cursor)
+            page = history_in(answer, f"run {self._id}", cursor)
             events += page.items
             cursor = page.cursor
             if cursor is None:
                 return events
 
-    async def _query(self, query: str, **params: object) -> bytes:
+    async def _query(self, query: str, **params: object) -> bytes | None:
         asked = Query(query=query, params=encode_value(params))
         check(asked)
-        return await self._requests.ask(self._id, self._partition, asked) or b""
+        return await self._requests.ask(self._id, self._partition, asked)
 
     # -- changing ----------------------------------------------------------------------------------------------------
 

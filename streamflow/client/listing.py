@@ -12,13 +12,12 @@ from typing import Any
 
 import msgspec
 
+from streamflow.client.answers import list_in
 from streamflow.core.commands import Query
 from streamflow.projections.queries import Order, list_cursor
 from streamflow.projections.views import Page, RunStatus
 
-Ask = Callable[[int, Query], Awaitable[bytes]]
-
-_decode_page = msgspec.json.Decoder(Page[RunStatus]).decode
+Ask = Callable[[int, Query], Awaitable[bytes | None]]
 
 
 class _Part:
@@ -46,7 +45,8 @@ async def merged(
 
     async def fill(part: _Part) -> None:
         params = {**filters, "order": order, "limit": limit - len(items), "cursor": part.cursor}
-        page = _decode_page(await ask(part.partition, Query(query="list", params=msgspec.json.encode(params))))
+        answer = await ask(part.partition, Query(query="list", params=msgspec.json.encode(params)))
+        page = list_in(answer, f"the list of partition {part.partition}", order, part.cursor)
         part.asked = True
         part.items.extend(page.items)
         part.cursor = page.cursor

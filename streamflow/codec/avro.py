@@ -1,6 +1,7 @@
 """The records of the log as bytes: `encode_…` and `decode_…` for each topic.
 
-Encoding raises `EncodeError` and decoding `DecodeError`, nothing else. Values are written in single-object framing with
+Encoding raises `EncodeError` and decoding `DecodeError`, nothing else but what says nothing about the record
+(`NOT_OF_THE_RECORD`: out of memory, say). Values are written in single-object framing with
 the current schema; read in either framing, with any schema that is known (`upcast`). `schema_of` gives the schemas of
 Confluent-framed records; without it such a record is an `UnknownSchema`.
 """
@@ -14,6 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 from streamflow.codec import upcast
 from streamflow.codec.compiled import compile_schema
 from streamflow.codec.envelope import (
+    NOT_OF_THE_RECORD,
     SINGLE_OBJECT,
     SINGLE_OBJECT_SIZE,
     DecodeError,
@@ -109,7 +111,9 @@ def _of_registry(schema_of: SchemaOf, schema_id: int) -> tuple[upcast.Writer, by
         return upcast.Writer(parsed), fingerprint(parsed)
     except DecodeError as error:
         raise DecodeError(f"schema id {schema_id} cannot be used: {error}") from None
-    except Exception as error:  # a registry's client and a foreign schema may raise anything
+    except NOT_OF_THE_RECORD:
+        raise
+    except Exception as error:  # the library raises anything for a schema that is none, and has no base for it
         raise UnknownSchema(f"schema id {schema_id} cannot be had: {type(error).__name__}: {error}") from error
 
 

@@ -40,6 +40,11 @@ class UnknownSchema(DecodeError):
     """A well framed record whose schema is not known here: of a newer version, or a producer's own."""
 
 
+NOT_OF_THE_RECORD: Final = (MemoryError, OSError, ImportError)
+"""Errors that say nothing about the bytes: the process is short of something, or not wholly installed. Whoever took
+them for a `DecodeError` would set a good record aside for ever."""
+
+
 @cache
 def schema_folder() -> Path:
     """Where the `.avsc` files are: in the package when it was installed, beside it in a checkout."""

@@ -79,8 +79,14 @@ class _Measuring:
         kind = schema["type"]
         if kind in ("record", "error"):
             return self._record(schema, depth)
-        if kind in ("enum", "fixed"):
-            found = self.named[schema["name"]] = Measure(1, 1 if kind == "enum" else schema["size"], 1)
+        if kind == "enum":
+            found = self.named[schema["name"]] = Measure(1, 1, 1)
+            return found
+        if kind == "fixed":
+            size = schema["size"]
+            if type(size) is not int or size < 0:
+                raise DecodeError(f"expected a fixed of so many bytes, found the size {size!r:.80} in a schema")
+            found = self.named[schema["name"]] = Measure(1, size, 1)
             return found
         if kind == "array":
             items = self.measure(schema["items"], depth + 1)

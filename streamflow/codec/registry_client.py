@@ -23,6 +23,9 @@ ANSWER_SECONDS: Final = 5.0
 """How long a registry may be silent. It serves schemas from memory, in milliseconds."""
 ANSWER_BYTES_MAX: Final = 1_000_000
 """The largest answer that is read: our largest schema has 20 kB."""
+SCHEMA_CHARACTERS_MAX: Final = 64 * 1024
+"""The longest schema that is taken, three times our largest. So many are kept (`SCHEMAS_MAX`) that they could fill the
+memory: parsed, one has thirty times its text."""
 NOT_FOUND: Final = 404
 REFUSALS: Final = frozenset({400, NOT_FOUND, 409, 422})
 """Answers about what was asked for. All else is about us (credentials), or the registry's own trouble, and may pass."""
@@ -105,6 +108,9 @@ def _schema_of(answer: dict[str, Any]) -> Schema:
         raise RegistryRefused(200, f"it is of type {str(kind)[:80]}, expected AVRO")
     if answer.get("references"):
         raise RegistryRefused(200, "it refers to other subjects: register the schema in one piece")
+    text = answer.get("schema")
+    if isinstance(text, str) and len(text) > SCHEMA_CHARACTERS_MAX:
+        raise RegistryRefused(200, f"it has {len(text):,} characters, expected at most {SCHEMA_CHARACTERS_MAX:,}")
     try:
         return json.loads(answer["schema"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -15,7 +15,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from streamflow.codec.envelope import DecodeError, Schema, fingerprint, parse, read_body, schema_folder, write_body
+from streamflow.codec.envelope import (
+    NOT_OF_THE_RECORD,
+    DecodeError,
+    Schema,
+    fingerprint,
+    parse,
+    read_body,
+    schema_folder,
+    write_body,
+)
 from streamflow.codec.foreign import refuse_endless
 
 Upcaster: TypeAlias = Callable[[Any], Any]
@@ -64,7 +73,7 @@ def to_current(body: bytes, writer: Writer, current: Schema) -> bytes:
         else:
             value = writer.upcaster(read_body(body, writer.schema))
         return write_body(value, current)
-    except DecodeError:
+    except (DecodeError, *NOT_OF_THE_RECORD):
         raise
     except Exception as error:  # the library's own errors have no common base, and an upcaster may meet anything
         raise DecodeError(f"not a record of its schema: {type(error).__name__}: {error}") from error

@@ -4,14 +4,18 @@ Three witnesses: the topics (`checker_topics.py` reads, `checker_history.py` fol
 code wrote when it ran, and the journal of the client, which says what it was promised and what must come of each run.
 Each violation is of one of six categories:
 
-- lost: an accepted run without its end, a step without its outcome, an acknowledged command without its effect
+- lost: an accepted run without its end, a step without its outcome, an acknowledged command without its effect,
+  a run that who begins at the head of a trimmed log does not find
 - duplicated: a second outcome of an attempt or a position, a command or a timer that takes effect twice, an
   at-most-once step that began twice
-- early: a timer before its instant; code, an answer or a status before its turn was in the log
-- reordered: turns, consumed offsets and terms out of order; a status newer than its history, a last status that is not
-  the last turn's
-- wrong: another result than the oracle's, another result than the step gave, a dead letter, a blocked run
-- unexplained: a completion that no code told of; code that ran again although nothing happened that explains it
+- early: a timer before its instant; a start, an attempt, a deletion before its delay, backoff, retention has passed,
+  the end of an attempt before its timeout; code, an answer or a status before its turn was in the log
+- reordered: signals otherwise than sent; turns, consumed offsets and terms out of order; a status newer than its
+  history, a last status that is not the last turn's
+- wrong: another result than the oracle's, another result than the step gave, a dead letter, a blocked run, a
+  timer that is left for a closed run, a deleted run that is back
+- unexplained: a completion that no code told of; code that ran again although nothing happened that explains it; a
+  line at ERROR in the log of a worker
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
@@ -38,11 +42,25 @@ from tests.e2e.checker_history import (
     Violation,
     Where,
 )
+from tests.e2e.checker_promises import (
+    SETTLED_MS,
+    Policies,
+    backoffs_in_time,
+    errors_explained,
+    retentions_in_time,
+    signals_in_order,
+    starts_in_time,
+    timeouts_in_time,
+    timers_left,
+    trimmed,
+)
 from tests.e2e.checker_topics import Record, Topics, Value
 
 AFTERMATH_MS: Final = 20_000
 """How long after a fault an attempt on a queue may be run again because of it: brokers and groups settle meanwhile."""
 INTERRUPTED: Final = "streamflow.errors.StepInterrupted"
+GONE: Final = "gone"
+"""What the client notes who comes for the end of a run that was deleted meanwhile."""
 UNDO: Final = "undo"
 """The step that the soak's workflow runs in its `finally`."""
 
@@ -58,6 +76,7 @@ class Report:
     closed: int = 0
     steps: int = 0
     retried: int = 0
+    deleted: int = 0
     repeated: int = 0
     """Attempts whose code ran more than once, each with a reason."""
     turns: int = 0
@@ -73,12 +92,22 @@ class Report:
 
 
 def check(
-    topics: Topics, effects: Sequence[Value] = (), journal: Sequence[Value] = (), faults: Sequence[Value] = ()
+    topics: Topics,
+    effects: Sequence[Value] = (),
+    journal: Sequence[Value] = (),
+    faults: Sequence[Value] = (),
+    policies: Policies | None = None,
+    said: Mapping[str, str] | None = None,
 ) -> Report:
-    """Hold them together. `faults` say `began` and `ended` in ms, and the `group` of processes that they hurt."""
-    checker = Checker(topics, effects, journal, faults)
-    for part in (checker.runs, checker.commands, checker.statuses, checker.tasks, checker.effects, checker.letters):
+    """Hold them together. `faults` say `began` and `ended` in ms, and the `group` of processes that they hurt;
+    `policies` what the app promises about its steps, `said` what each process wrote to its log."""
+    checker = Checker(topics, effects, journal, faults, policies or Policies())
+    for part in (
+        checker.runs, checker.commands, checker.statuses, checker.tasks, checker.effects, checker.letters,
+        checker.promises,
+    ):  # fmt: skip
         checker.violations += part()
+    checker.violations += errors_explained(said or {}, faults)
     history = checker.history
     return Report(
         violations=checker.violations,
@@ -86,6 +115,7 @@ def check(
         closed=sum(run.closed is not None for run in history.runs.values()),
         steps=sum(len(run.steps) for run in history.runs.values()),
         retried=sum(len(step.failures) for run in history.runs.values() for step in run.steps.values()),
+        deleted=sum(run.deleted_at is not None for run in history.runs.values()),
         repeated=checker.repeated,
         turns=sum(run.turn for run in history.runs.values()),
         claims=sum(len(partition.claims) for partition in history.partitions.values()),
@@ -131,14 +161,21 @@ class Checker:
     """The parts of `check`; each gives what it finds wrong."""
 
     def __init__(
-        self, topics: Topics, effects: Sequence[Value], journal: Sequence[Value], faults: Sequence[Value]
+        self,
+        topics: Topics,
+        effects: Sequence[Value],
+        journal: Sequence[Value],
+        faults: Sequence[Value],
+        policies: Policies,
     ) -> None:
         self.topics = topics
         self.history = History(topics.history)
         self.violations = list(self.history.violations)
         self.journal = journal
         self.faults = faults
+        self.policies = policies
         self.repeated = 0
+        self._ended_at = max([record.at for record in topics.history], default=0)
         self._lines: dict[Key, list[Value]] = {}
         for line in sorted(effects, key=lambda line: int(line["at"])):
             self._lines.setdefault((line["id"], line["number"]), []).append(line)
@@ -190,6 +227,9 @@ class Checker:
                     yield Violation(LOST, f"run {workflow_id}: signal {line['command']} was accepted and never came")
             elif line["what"] == "accepted" and run.state not in (None, intended["state"]):
                 yield Violation(LOST, f"run {workflow_id}: its {line['command']} was accepted, and it is {run.state}")
+            elif line["what"] == "saw" and line["state"] == GONE:
+                if run.deleted_at is None:
+                    yield Violation(LOST, f"run {workflow_id}: its client was told that it is gone, it is {run.state}")
             elif line["what"] == "saw":
                 result = None if run.closed is None else json.loads(run.closed.get("result", b"null"))
                 if (line["state"], line["result"]) != (run.state, result):
@@ -239,6 +279,9 @@ class Checker:
             for answer in answers:
                 assert answer.value is not None
                 if not answer.value["accepted"]:
+                    # Sent again when the run was deleted: nothing is known of it then, its commands included.
+                    if run.deleted_at is not None and answer.at >= run.deleted_at.at:
+                        continue
                     yield Violation(WRONG, f"run {run.id}: command {command_id} took effect and was refused")
                 elif answer.at < where.at:
                     late = f"{where.at - answer.at} ms before its turn was in the log"
@@ -300,6 +343,8 @@ class Checker:
                 )
         for run in self.history.runs.values():
             final = last.get(run.id)
+            if run.deleted_at is not None and (final is None or run.deleted_at.at + SETTLED_MS > self._ended_at):
+                continue
             if final is None or final["turn"] != run.turn:
                 found = None if final is None else final["turn"]
                 yield Violation(
@@ -338,6 +383,16 @@ class Checker:
     def _step(self, workflow_id: str, number: int) -> StepFacts | None:
         run = self.history.runs.get(workflow_id)
         return None if run is None else run.steps.get(number)
+
+    def promises(self) -> Iterator[Violation]:
+        """What `checker_promises.py` looks at."""
+        yield from signals_in_order(self.history, self.topics, self.journal)
+        yield from starts_in_time(self.history, self.topics, self.journal, self._lines)
+        yield from timeouts_in_time(self.history, self._lines, self.faults, self.policies)
+        yield from backoffs_in_time(self.history, self._lines, self.policies)
+        yield from retentions_in_time(self.history, self.policies)
+        yield from timers_left(self.history, self.topics)
+        yield from trimmed(self.history, self.topics)
 
     # -- effects -------------------------------------------------------------------------------------------------------
 

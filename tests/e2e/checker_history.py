@@ -66,7 +66,7 @@ class RunFacts:
     log: list[tuple[int, list[Value]]] = field(default_factory=list)
     created: Value | None = None
     created_at: Where | None = None
-    started: bool = False
+    started_at: Where | None = None
     cancel_requested: bool = False
     decided: int = 0
     steps: dict[int, StepFacts] = field(default_factory=dict)
@@ -77,6 +77,13 @@ class RunFacts:
     applied: dict[str, tuple[Where, int | None]] = field(default_factory=dict)
     closed: Value | None = None
     closed_at: Where | None = None
+    delete_at: int | None = None
+    deleted_at: Where | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether its code has begun."""
+        return self.started_at is not None
 
     @property
     def state(self) -> str | None:
@@ -329,9 +336,15 @@ class History:
             case "RunStarted":
                 if run.started:
                     self.say(DUPLICATED, run, "its code begins a second time")
-                run.started = True
+                run.started_at = where
                 self._early(run, "its code began", None if run.created is None else run.created["start_at"], where)
             case "CancelRequested":
                 run.cancel_requested = True
+            case "RetentionSet":
+                run.delete_at = event["delete_at"]
+            case "RunDeleted":
+                if run.closed is None:
+                    self.say(LOST, run, "it was deleted while it was open")
+                run.deleted_at = where
             case "RunBlocked":
                 self.say(WRONG, run, f"it is blocked: {event['error']['message']}")

@@ -31,6 +31,7 @@ NAMES: Final = {
     "replies": "Reply",
     "dead-letters": "DeadLetter",
     "steps.": "StepTask",
+    "timers": "Timer",
 }
 """The schema of each topic that is read, by its name behind the app's; one that ends with a dot begins many."""
 
@@ -59,6 +60,9 @@ class Topics:
     replies: list[Record] = field(default_factory=list)
     dead_letters: list[Record] = field(default_factory=list)
     steps: list[Record] = field(default_factory=list)
+    timers: list[Record] = field(default_factory=list)
+    history_left: list[Record] | None = None
+    """What a reader finds that begins at the head now, where `history` holds what was trimmed as well."""
 
 
 # ------------------------------------------------------------------------------------------------------------ decoding

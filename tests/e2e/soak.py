@@ -3,9 +3,10 @@
     python tests/e2e/soak.py --minutes 10 --seed 7
 
 The minutes include start and check. Faults come by the seed (soak_faults.py) while a client (soak_driver.py) starts,
-signals, cancels and terminates runs (soak_app.py); then the faults stop, every accepted run must end, and the checker
-(checker.py), which shares no code with the product, reads the topics and judges. The exit code is 1 if any promise was
-broken; the folder with all that was written is kept then, and named.
+signals, cancels and terminates runs (soak_app.py), and workers (soak_worker.py) trim what deleted runs left behind;
+then the faults stop, every accepted run must end, and the checker (checker.py), which shares no code with the product,
+reads the topics, what soak_recorder.py read before it was trimmed, and all logs, and judges. The exit code is 1 if any
+promise was broken; the folder with all that was written is kept then, and named.
 """
 
 from __future__ import annotations
@@ -28,9 +29,19 @@ from streamflow.broker import Cluster
 from streamflow.logs.open import open_log
 from tests.e2e.checker import Report, check, longest_pauses, pauses
 from tests.e2e.checker_history import LOST, UNEXPLAINED, Violation
+from tests.e2e.checker_promises import Policies
 from tests.e2e.checker_topics import read_lines, read_topics
+from tests.e2e.soak_app import (
+    BACKOFF_FACTOR,
+    BACKOFF_SECONDS,
+    BACKOFF_SECONDS_MAX,
+    JITTER,
+    OVERRUN_SECONDS,
+    RETENTION_SECONDS,
+)
 from tests.e2e.soak_driver import ENOUGH, JOURNAL
 from tests.e2e.soak_faults import CLIENT, STEP_WORKER, STEP_WORKERS, WORKER, WORKERS, Fleet, now_ms, plan
+from tests.e2e.soak_recorder import Recorder
 
 PARTITIONS: Final = 6
 MINUTES_MIN: Final = 2.0
@@ -49,6 +60,19 @@ SHOWN_MAX: Final = 40
 BROKER_SETTINGS: Final = {"log.message.timestamp.type": "LogAppendTime"}
 
 
+TRIMS_MINUTES: Final = 4.0
+"""A soak of so many minutes has runs whose retention is over, and enough of their records to be worth a trim."""
+
+POLICIES: Final = Policies(
+    timeouts={"overrun": round(1000 * OVERRUN_SECONDS)},
+    initial=1000 * BACKOFF_SECONDS,
+    factor=BACKOFF_FACTOR,
+    max_delay=1000 * BACKOFF_SECONDS_MAX,
+    jitter=JITTER,
+    retention=round(1000 * RETENTION_SECONDS),
+)
+
+
 class Soak:
     """One soak, from its start to its verdict."""
 
@@ -62,6 +86,7 @@ class Soak:
         self.app = f"soak-{seed}-{random.SystemRandom().randrange(10**6)}"
         self.seconds: dict[str, float] = {}
         self.late = False
+        self.trimmed = 0
 
     def say(self, text: str) -> None:
         """A line of progress."""
@@ -85,7 +110,7 @@ class Soak:
                 asyncio.run(self.hurt(fleet))
             finally:
                 fleet.kill()
-            report = self.judge(fleet, url.partition("://")[2].partition("?")[0])
+            report = self.judge(fleet, bootstrap_of(url))
         except BaseException:
             print(f"seed {self.seed}: everything that was written is in {self.folder}", flush=True)
             raise
@@ -103,6 +128,8 @@ class Soak:
     async def hurt(self, fleet: Fleet) -> None:
         """Everything up, faults, everything up again, the last runs."""
         await (await open_log(fleet.url, app=self.app)).close()  # makes the topics
+        self.recorder = Recorder(bootstrap_of(fleet.url), f"{self.app}.history", PARTITIONS)
+        self.recorder.start()
         for group, count in ((WORKER, WORKERS), (STEP_WORKER, STEP_WORKERS), (CLIENT, 1)):
             for _ in range(count):
                 fleet.add(group)
@@ -136,8 +163,14 @@ class Soak:
         """What the checker says, and what only we know."""
         began = time.monotonic()
         topics = read_topics(bootstrap, self.app)
+        topics.history_left = topics.history
+        topics.history = self.recorder.finish()
+        self.trimmed = len(topics.history) - len(topics.history_left)
         effects = read_lines(*sorted((self.folder / "effects").iterdir()))
-        report = check(topics, effects, read_lines(self.folder / JOURNAL), fleet.faults)
+        said = {path.stem: path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log"))}
+        report = check(topics, effects, read_lines(self.folder / JOURNAL), fleet.faults, POLICIES, said)
+        if not self.trimmed and self.minutes >= TRIMS_MINUTES:
+            report.violations.append(Violation(LOST, "no history was trimmed, although most of its runs were deleted"))
         if self.late:
             report.violations.append(Violation(LOST, f"runs were open {DRAIN_SECONDS:g} s after the last fault"))
         report.violations += [Violation(UNEXPLAINED, f"{death} (ended by itself)") for death in fleet.deaths]
@@ -153,6 +186,7 @@ class Soak:
         rows = [
             ("runs accepted / closed", f"{report.accepted} / {report.closed}"),
             ("steps", f"{report.steps} ({report.retried} attempts failed, {report.repeated} ran again)"),
+            ("history records trimmed, runs deleted", f"{self.trimmed}, {report.deleted}"),
             ("turns", f"{report.turns} ({report.claims} owners, {report.ignored} records of deposed ones)"),
             *((what, f"{seconds:.1f} s") for what, seconds in self.seconds.items()),
             ("faults", str(len(fleet.faults))),
@@ -176,6 +210,11 @@ class Soak:
         print("\n".join(text[:SHOWN_MAX]))
         if len(text) > SHOWN_MAX:
             print(f"… and {len(text) - SHOWN_MAX} more in {self.folder}/violations.txt")
+
+
+def bootstrap_of(url: str) -> str:
+    """The brokers of a kafka:// URL."""
+    return url.partition("://")[2].partition("?")[0]
 
 
 def delete_topics(bootstrap: str, app: str) -> None:

@@ -34,8 +34,19 @@ FOREVER: Final = 3_600.0
 OVERRUN_SECONDS: Final = 0.3
 INTERRUPTED: Final = "interrupted"
 
+RETENTION_SECONDS: Final = 60.0
+"""For how long closed runs are kept: long beyond what keeps a client from looking, and short beside the soak, so that
+their records go while faults come."""
+TRIM_RECORDS, TRIM_SECONDS = 300, 10.0
+"""After so many records a history is trimmed where it pays, which is looked at so often."""
+
+BACKOFF_SECONDS, BACKOFF_FACTOR, BACKOFF_SECONDS_MAX, JITTER = 0.05, 1.5, 1.0, 0.5
+
 app = sf.App(
-    os.environ.get(APP_VARIABLE, "soak"), retry=sf.Retry(max_attempts=50, initial=0.05, factor=1.5, max_delay=1.0)
+    os.environ.get(APP_VARIABLE, "soak"),
+    retry=sf.Retry(
+        max_attempts=50, initial=BACKOFF_SECONDS, factor=BACKOFF_FACTOR, max_delay=BACKOFF_SECONDS_MAX, jitter=JITTER
+    ),
 )
 
 
@@ -142,7 +153,7 @@ async def undo(value: int) -> int:
 # ------------------------------------------------------------------------------------------------------- the workflow
 
 
-@app.workflow
+@app.workflow(retention=RETENTION_SECONDS)
 async def play(program: Program) -> Any:
     """Play the program and undo, whatever ends it; its outcome is the run's result."""
     try:

@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ def intend(chance: random.Random, workflow_id: str) -> Line:
         "delay": chance.choice((None, None, None, 0.5, 3.0)),
         "timeout": timeout,
         "signals": {name: signal_value(name) for name in signals(program)} if ending is None else {},
+        "in_order": chance.random() < 0.5,
         "ending": ending,
         "ending_after": round(chance.uniform(0.0, 4.0), 2),
         "state": closed.get(ending or "", "completed"),
@@ -93,6 +95,7 @@ class Driver:
         self.client = client
         self.folder = folder
         self.chance = chance
+        self.life = 0
         self._file = os.open(folder / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def write(self, line: Line) -> None:
@@ -100,6 +103,8 @@ class Driver:
         os.write(self._file, (json.dumps(line) + "\n").encode())
 
     async def run(self, life: int) -> None:
+        """Until there is enough and all runs have ended."""
+        self.life = life
         known = read_journal(self.folder / JOURNAL)
         async with asyncio.TaskGroup() as group:
             under_way = {group.create_task(self.see_through(each)) for each in known.values() if not each.saw}
@@ -125,15 +130,33 @@ class Driver:
             self.write({"what": "started", "id": workflow_id})
         handle: sf.Handle[Any] = self.client.handle(workflow_id)
         async with asyncio.TaskGroup() as group:
-            for name, value in line["signals"].items():
-                if name not in known.answered:
+            left = {name: value for name, value in line["signals"].items() if name not in known.answered}
+            if line["in_order"]:
+                group.create_task(self.signals(handle, left))
+            else:
+                for name, value in left.items():
                     group.create_task(self.signal(handle, name, value))
             if line["ending"] in ("cancel", "terminate") and line["ending"] not in known.answered:
                 group.create_task(self.end(handle, line))
         await self.watch(handle)
 
+    async def signals(self, handle: sf.Handle[Any], values: dict[str, str]) -> None:
+        """One sender of several: sometimes the next goes out before the one before is answered."""
+        await asyncio.sleep(self.chance.uniform(0, 3))  # tidy: some signals come before they are awaited, some after
+        names = list(values)
+        self.chance.shuffle(names)
+        async with asyncio.TaskGroup() as group:
+            for name in names:
+                sending = group.create_task(self.send(handle, name, values[name]))
+                if self.chance.random() < 0.5:
+                    await sending
+
     async def signal(self, handle: sf.Handle[Any], name: str, value: str) -> None:
         await asyncio.sleep(self.chance.uniform(0, 3))  # tidy: some signals come before they are awaited, some after
+        await self.send(handle, name, value)
+
+    async def send(self, handle: sf.Handle[Any], name: str, value: str) -> None:
+        self.write({"what": "sending", "id": handle.id, "command": name, "life": self.life, "at": now_ms()})
         for _ in range(self.chance.choice((1, 1, 2))):  # sent twice it signals once
             await self.command(handle, name, lambda: handle.signal(name, value, id=f"{handle.id}/{name}"))
 
@@ -144,7 +167,8 @@ class Driver:
     async def command(self, handle: sf.Handle[Any], name: str, send: Callable[[], Awaitable[None]]) -> None:
         try:
             await insist(send)
-        except sf.CommandRejected as error:  # its first answer was lost with the client, and the run is closed
+        except (sf.CommandRejected, sf.WorkflowNotFound) as error:
+            # Its first answer was lost with the client, and the run is closed by now, or deleted.
             self.write({"what": "refused", "id": handle.id, "command": name, "error": str(error)})
         else:
             self.write({"what": "accepted", "id": handle.id, "command": name})
@@ -160,7 +184,14 @@ class Driver:
             state = "terminated"
         except sf.WorkflowFailed as failed:
             state, error = "failed", str(failed)
+        except sf.WorkflowNotFound:  # it was closed and deleted before this life of the client came to look
+            state = "gone"
         self.write({"what": "saw", "id": handle.id, "state": state, "result": result, "error": error})
+
+
+def now_ms() -> int:
+    """The wall clock, as the records have it."""
+    return time.time_ns() // 1_000_000
 
 
 async def insist(send: Callable[[], Awaitable[T]]) -> T:

@@ -158,7 +158,7 @@ class Fleet:
             case _:
                 more = ["--queue", QUEUE] if slot.group == STEP_WORKER else []
                 more += ["--state-dir", str(self.state_of(slot))]
-                command = ["-m", "streamflow", "worker", "tests.e2e.soak_app:app", "--url", self.url, *more]
+                command = ["-m", "tests.e2e.soak_worker", "worker", "tests.e2e.soak_app:app", "--url", self.url, *more]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         variables = {APP_VARIABLE: self.app, EFFECTS_VARIABLE: str(self.folder / "effects"), "PYTHONPATH": path}
         output = self.folder / f"{slot.name}.log"

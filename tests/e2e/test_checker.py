@@ -17,6 +17,7 @@ from streamflow.core.events import RunCreated, RunSnapshot, StepFailed, Turn
 from streamflow.errors import ErrorInfo
 from tests.e2e.checker import Report, check, longest_pauses, matches, pauses
 from tests.e2e.checker_history import History
+from tests.e2e.checker_promises import Policies
 from tests.e2e.checker_topics import Reading, Record, Topics, Value, decode, read_lines
 from tests.e2e.soak_app import Program, expected, make, signals
 from tests.e2e.soak_driver import intend, read_journal
@@ -55,6 +56,8 @@ class World:
     effects: list[Value] = field(default_factory=list)
     journal: list[Value] = field(default_factory=list)
     faults: list[Value] = field(default_factory=list)
+    said: dict[str, str] = field(default_factory=dict)
+    policies: Policies = field(default_factory=Policies)
     now: int = 1_000
     term: int = 0
     seq: int = 0
@@ -79,14 +82,19 @@ class World:
         }  # fmt: skip
         self._append(self.topics.history, value)
 
-    def command(self, command_id: str, kind: str) -> None:
-        body = {"kind": kind}
-        value = {"command_id": command_id, "workflow_id": RUN, "reply_to": 0, "body": body}
+    def command(self, command_id: str, kind: str, name: str = "go") -> None:
+        body = {"kind": kind, "name": name}
+        value = {"command_id": command_id, "workflow_id": RUN, "reply_to": 0, "sent_at": self.now, "body": body}
         self._append(self.topics.commands, value)
         self.consumed = len(self.topics.commands)
 
     def reply(self, command_id: str, *, accepted: bool = True) -> None:
         self._append(self.topics.replies, {"command_id": command_id, "workflow_id": RUN, "accepted": accepted})
+
+    def timer(self, kind: str, number: int, fire_at: int, *, gone: bool = False) -> None:
+        fields = {"workflow_id": RUN, "kind": kind, "run": 1, "number": number, "attempt": 0, "fire_at": fire_at}
+        key = f"{RUN}\0{kind}.{number}.{fire_at}".encode()
+        self._append(self.topics.timers, None if gone else fields, key)
 
     def status(self, state: str = "completed", result: bytes | None = b"[2, 7]", turn: int | None = None) -> None:
         value = {"workflow_id": RUN, "turn": self.turn if turn is None else turn, "state": state, "result": result}
@@ -101,7 +109,7 @@ class World:
         self.journal.append({"what": what, "id": RUN, **more})
 
     def check(self) -> Report:
-        return check(self.topics, self.effects, self.journal, self.faults)
+        return check(self.topics, self.effects, self.journal, self.faults, self.policies, self.said)
 
 
 def world() -> World:
@@ -201,7 +209,7 @@ def cancel_refused(it: World) -> None:
 def consumed_without_effect(it: World) -> None:
     """A signal lies before what was consumed while the run was open, and no turn has it."""
     signal = it.topics.commands[0].value or {}
-    lost = {**signal, "command_id": "c9", "body": {"kind": "SignalWorkflow"}}
+    lost = {**signal, "command_id": "c9", "body": {"kind": "SignalWorkflow", "name": "go"}}
     records = [it.topics.commands[0], Record(0, 1, 1_000, b"", lost), it.topics.commands[1]]
     it.topics.commands[:] = records
     edit_turn(it, "SignalReceived", consumed=3)

@@ -2,12 +2,17 @@
 
 Everything behind the target is libFuzzer's: its options, a folder where it keeps what it finds, or files to replay.
 The valid examples of the target are always part of the corpus. What fails is kept in .fuzz/, named by its target.
+Without -seed=N the seed is that of the tree: another with each change, the same for all who check the same one. It is
+printed, and with each failure the commands that have it again.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +24,9 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 FOUND: Final = ROOT / ".fuzz"
 OPTIONS: Final = ("-max_len=8192", "-timeout=20", "-rss_limit_mb=1024", "-print_final_stats=0", "-verbosity=0")
 """Unless others are given. A record may have a megabyte; what is short is read faster and says more."""
+SEED: Final = "-seed="
+SEED_DIGITS: Final = 7
+"""Of the tree's hash: libFuzzer takes seeds of 32 bits, and of 0 it makes one of its own."""
 EXTRA: Final = "needs the extra 'fuzz': pip install -e '.[dev,fuzz]'. It has wheels for CPython on x86-64 Linux only"
 
 
@@ -36,6 +44,10 @@ def main(arguments: list[str]) -> int:
     if name != "all" and name not in TARGETS:
         print(f"expected a target, found {name!r}: known are all, {', '.join(TARGETS)}", file=sys.stderr)
         return 2
+    if not any(option.startswith(SEED) for option in options):
+        options.append(f"{SEED}{tree_seed(ROOT)}")
+    seed = next(option for option in options if option.startswith(SEED)).removeprefix(SEED)
+    print(f"seed {seed}, PYTHONHASHSEED={os.environ.get('PYTHONHASHSEED', 'random')}", flush=True)
     logging.disable()  # what the intake sets aside it says, once per record
     _instrument_generated(atheris)
     FOUND.mkdir(exist_ok=True)
@@ -43,7 +55,30 @@ def main(arguments: list[str]) -> int:
     failed = [each for each in names if not _passes(atheris, each, options, quiet=name == "all")]
     if failed:
         print(f"failed: {', '.join(failed)}; the inputs are in {FOUND}, see tests/fuzz/README.md", file=sys.stderr)
+    for each in failed:
+        for what, command in commands(each, options, FOUND).items():
+            print(f"{what}: {command}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def tree_seed(root: Path) -> int:
+    """A seed that changes with what is committed, 1 outside of a repository."""
+    asked = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", "HEAD^{tree}"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return 1 + (int(asked.stdout[:SEED_DIGITS], 16) if asked.returncode == 0 else 0)
+
+
+def commands(name: str, options: list[str], found: Path) -> dict[str, str]:
+    """What repeats a failure of the target: the same run, and each input that was kept."""
+    fuzz = "PYTHONHASHSEED=0 .venv/bin/python tests/fuzz/fuzz.py"
+    inputs = sorted(path for path in found.glob(f"{name}-*") if path.is_file())
+    again = {f"to replay {path.name}": f"{fuzz} {name} {shlex.quote(str(path))}" for path in inputs}
+    return {f"to repeat {name}": f"{fuzz} {name} {shlex.join(options)}", **again}
 
 
 def _instrument_generated(atheris: Any) -> None:
@@ -59,13 +94,24 @@ def _instrument_generated(atheris: Any) -> None:
 
 def _passes(atheris: Any, name: str, options: list[str], *, quiet: bool) -> bool:
     """Fuzz one target in a process of its own: libFuzzer ends the process that it runs in."""
+    folder, parent = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-")), os.getpid()
+    try:
+        return _passes_in(folder, atheris, name, options, quiet=quiet)
+    finally:
+        # What fails comes out of the child as an exception, up to its end, where libFuzzer keeps the input. The folder
+        # is its parent's.
+        if os.getpid() == parent:
+            shutil.rmtree(folder)
+
+
+def _passes_in(folder: Path, atheris: Any, name: str, options: list[str], *, quiet: bool) -> bool:
     from tests.fuzz.targets import examples_of
 
     places = [option for option in options if not option.startswith("-")]
-    with tempfile.TemporaryDirectory(prefix=f"fuzz-{name}-") as folder, open(f"{folder}/log", "wb") as log:
+    with (folder / "log").open("wb") as log:
         if not any(Path(place).is_file() for place in places):
-            (corpus := Path(folder, "corpus")).mkdir()
-            (examples := Path(folder, "examples")).mkdir()
+            (corpus := folder / "corpus").mkdir()
+            (examples := folder / "examples").mkdir()
             for number, example in enumerate(examples_of(name)):
                 (examples / str(number)).write_bytes(example)
             # The first folder is where libFuzzer writes.

@@ -34,7 +34,7 @@ from streamflow.projections.views import status_view
 from streamflow.worker.tasks import read_task
 from streamflow.workflow.remote import decode_retry
 from tests.codec.records import KINDS, Kind
-from tests.fuzz import examples, payloads, worlds
+from tests.fuzz import clients, examples, payloads, worlds
 
 HUGE: Final = (b"\x80\x80\x80\x80\x80\x80\x01", b"\xfe" + b"\xff" * 8 + b"\x01", b"\x01", b"\xff" * 40)
 """As Avro writes them: 2^41, the largest length, one below zero, and an integer without an end."""
@@ -90,6 +90,18 @@ def texts(valid: list[bytes]) -> list[bytes]:
     )
     many += (b"0." + b"9" * DIGITS, b"1e" + b"9" * DIGITS, b'"' + b"9" * DIGITS + b'"', b"\x00" * DIGITS, b'"' * DIGITS)
     return [data for each in many for data in (each, first[:1] + each, first + each, first[:-1] + each)]
+
+
+def answers(*questions: bytes) -> Callable[[list[bytes]], list[bytes]]:
+    """The texts as answers of an owner, and as a value within one; `questions` are what an input begins with."""
+
+    def made(_: list[bytes]) -> list[bytes]:
+        within = (b'{"id":"a","args":', b'{"items":[{"id":"a","args":', b'{"items":[],"cursor":')
+        return [
+            question + b"\0\0" + each[:900_000] for first in within for each in texts([first]) for question in questions
+        ]
+
+    return made
 
 
 # ------------------------------------------------------------------------------------------------------- records
@@ -208,6 +220,10 @@ TARGETS: Final[dict[str, Target]] = {
         Target("snapshot", snapshot, DECODE, examples.snapshots, lengths),
         Target("restore", worlds.restore, (CorruptLog,), examples.histories, lengths),
         Target("shown", status, DECODE, _records("Status"), lengths),
+        Target("answered", clients.answered, (Unavailable,), clients.answers, answers(b"\0", b"\1", b"\2")),
+        Target("listed", clients.listed, (Unavailable,), clients.pages, answers(b"")),
+        Target("replied", clients.replied, (DecodeError, InvalidArguments), clients.replies, lengths),
+        Target("ended", clients.ended, (DecodeError, InvalidArguments, *clients.ENDINGS), clients.endings, lengths),
         Target("task", task, (ValueError, InvalidArguments), examples.tasks, lengths),
         Target("intake", worlds.intake, (), examples.commands, lengths),
         Target("payload", payloads.value, (InvalidArguments,), payloads.examples, texts),

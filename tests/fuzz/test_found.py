@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import tracemalloc
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO, TextIOWrapper
 from typing import Any
 
@@ -13,11 +16,13 @@ import pytest
 from msgspec.structs import replace
 
 from streamflow.cli.values import JSON
-from streamflow.codec import DecodeError, UnknownSchema, avro
+from streamflow.client.answers import history_in, list_in, status_in, steps_in
+from streamflow.codec import DecodeError, UnknownSchema, avro, upcast
+from streamflow.codec.envelope import write_body
 from streamflow.codec.nesting import NESTING_MAX, nests_too_deeply
 from streamflow.codec.payload import decode_value, encode_value
 from streamflow.codec.registry import RegistryRefused
-from streamflow.codec.registry_client import schema_in
+from streamflow.codec.registry_client import ANSWER_BYTES_MAX, schema_in
 from streamflow.core.effects import DeadLetter
 from streamflow.core.events import Claim, Turn
 from streamflow.errors import InvalidArguments, InvalidUrl, Unavailable
@@ -94,6 +99,127 @@ def chained(levels: int) -> Any:
 def test_a_schema_that_would_take_the_process_along_is_refused(type_: Any, rest: bytes, said: str) -> None:
     with pytest.raises(DecodeError, match=f"schema id 1 cannot be used: .*{said}"):
         decode(extended(type_), BODY + rest)
+
+
+@pytest.mark.parametrize("size", [-1, -(1 << 62), "5", 2.5, None, True])
+@pytest.mark.parametrize("items", [False, True])
+def test_a_fixed_of_no_size_is_refused(size: Any, items: bool) -> None:
+    # The schema was taken, and each record refused by whatever the library made of it: a TypeError, or True bytes.
+    fixed = {"type": "fixed", "name": "F", "size": size}
+    with pytest.raises(DecodeError, match="schema id 1 cannot be used: expected a fixed of so many bytes"):
+        decode(extended({"type": "array", "items": fixed} if items else fixed), BODY + b"\2\0")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files"), ImportError("fastavro")])
+def test_what_is_not_the_records_fault_does_not_set_it_aside(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    # It was a DecodeError: for want of memory a good command went to the dead letters, and was lost.
+    def fails(*_: object) -> Any:
+        raise error
+
+    schema = extended("long")
+    assert decode(schema, BODY + b"\0")
+    for module, name in ((upcast, "read_body"), (upcast, "write_body"), (avro, "parse"), (avro, "refuse_endless")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fails)
+            with pytest.raises(type(error)) as caught:
+                decode(schema, BODY + b"\0")
+            assert caught.value is error
+    with pytest.raises(type(error)):
+        avro.decode_command(b"\0\0\0\0\1" + BODY, fails)
+    assert decode(schema, BODY + b"\0"), "what failed for want of memory is remembered as of no use"
+
+
+def test_a_schema_that_could_fill_the_memory_with_others_of_its_size_is_refused() -> None:
+    def answer(count: int) -> bytes:
+        return json.dumps({"schema": json.dumps({"type": "string", "doc": [[]] * count})}).encode()
+
+    assert schema_in("http://registry", answer(10_000))["type"] == "string"
+    assert len(answer(200_000)) < ANSWER_BYTES_MAX
+    with pytest.raises(RegistryRefused, match="it has 800,027 characters, expected at most 65,536"):
+        schema_in("http://registry", answer(200_000))
+
+
+NULLS: Any = {"type": "record", "name": "N", "fields": [{"name": f"n{i}", "type": "null"} for i in range(15)]}
+THIN = {**FIELD, "fields": [{"name": "a", "type": "long"}, *({"name": f"n{i}", "type": "null"} for i in range(30))]}
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        {"type": "array", "items": THIN},
+        {"type": "map", "values": NULLS},
+        {"type": "array", "items": {"type": "array", "items": "boolean"}},
+        {"type": "array", "items": ["null", NULLS]},
+    ],
+    ids=["records of nothing", "map", "arrays", "union"],
+)
+def test_a_megabyte_of_a_foreign_field_takes_no_more_than_its_bytes(type_: Any) -> None:
+    # Nothing of ours has that field, so it is skipped: made into values it would be half a gigabyte.
+    schema, count = extended(type_), 300_000
+    body = BODY + write_body(count, "long") + b"\0" * (count * 2 + 1)
+    tracemalloc.start()
+    try:
+        with suppress(DecodeError):  # the map's and the union's items take another number of bytes
+            decode(schema, body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * len(body) + 5_000_000
+
+
+STATUS: dict[str, Any] = {
+    "id": "r", "workflow": "f", "run": 1, "state": "running", "turn": 1, "args": [], "result": None, "error": None,
+    "progress": None, "waiting_on": [], "context": None, "started_at": None, "closed_at": None, "created_at": None,
+    "reason": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", [status_in, lambda answer, about: list_in(answer, about, "asc", None)])
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"turn": "x"}, "Expected `int`"),
+        ({"id": None}, "Expected `str`"),
+        ({"created_at": "0001-01-01T00:00:00"}, "zone"),  # was a ValueError: year 0 is out of range
+        ({"created_at": "2026-13-01T00:00:00Z"}, "Invalid RFC3339"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_says_so(reader: Any, changes: dict[str, Any], why: str) -> None:
+    # Clients got an error of msgspec's, which no caller could know of.
+    item = json.dumps({**STATUS, **changes})
+    answer = item if reader is status_in else f'{{"items":[{item}],"cursor":null}}'
+    with pytest.raises(Unavailable, match=f"run r: its owner's answer cannot be read.*{why}"):
+        reader(answer.encode(), "run r")
+    with pytest.raises(Unavailable, match="cannot be read"):
+        reader(None, "run r")
+
+
+def by_creation(answer: bytes, about: str, cursor: str | None) -> Any:
+    return list_in(answer, about, "asc", cursor)
+
+
+READERS = [
+    (steps_in, ["steps", "asc", 5]),
+    (history_in, ["history", "asc", 5, 0]),
+    (by_creation, ["list", "asc", 5, "r"]),
+]
+
+
+@pytest.mark.parametrize(("reader", "position"), READERS)
+def test_a_page_that_leads_to_itself_ends_the_listing(reader: Any, position: list[Any]) -> None:
+    # A listing asked for the same page for ever, and a history grew with each.
+    cursor = urlsafe_b64encode(json.dumps(position).encode()).decode()
+    page = json.dumps({"items": [], "cursor": cursor}).encode()
+    assert reader(page, "run r", None).cursor == cursor
+    with pytest.raises(Unavailable, match="run r: its owner answered with a page that leads to itself"):
+        reader(page, "run r", cursor)
+
+
+@pytest.mark.parametrize("reader", [history_in, by_creation])
+def test_a_cursor_that_the_client_would_ask_with_itself_must_be_one(reader: Any) -> None:
+    # It was an InvalidArguments, to a caller who had passed no cursor.
+    with pytest.raises(Unavailable, match="run r: its owner's answer leads nowhere: cursor 'odd' is none of a"):
+        reader(b'{"items":[],"cursor":"odd"}', "run r", None)
 
 
 def test_a_long_that_a_producer_calls_a_timestamp_is_taken() -> None:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.fuzz import commands, tree_seed
 from tests.fuzz.targets import HUGE, TARGETS, Target, examples_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -132,3 +133,32 @@ def test_a_target_with_a_fault_is_found() -> None:
     assert target.check(b"{}") is False
     with pytest.raises(ValueError, match="not found"):
         target.check(b"x" * 30)
+
+
+def git(folder: Path, *args: str) -> None:
+    named = ("-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *named, *args], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_seed_is_another_with_each_change_and_the_same_for_one(tmp_path: Path) -> None:
+    assert tree_seed(tmp_path) == 1, "no repository, and a seed all the same"
+    git(tmp_path, "init")
+    seeds = []
+    for text in ("a", "b", "a"):
+        (tmp_path / "file").write_text(text)
+        git(tmp_path, "add", "file")
+        git(tmp_path, "commit", "-m", text)
+        seeds += [tree_seed(tmp_path), tree_seed(tmp_path)]
+    a, _, b, _, *again = seeds
+    assert seeds == [a, a, b, b, a, a] and a != b and again == [a, a]
+    assert all(0 < seed < 1 << 32 for seed in seeds)
+
+
+def test_a_failure_says_how_to_have_it_again(tmp_path: Path) -> None:
+    (tmp_path / "intake-crash-0a").write_bytes(b"x")
+    (tmp_path / "task-crash-0b").write_bytes(b"x")
+    fuzz = "PYTHONHASHSEED=0 .venv/bin/python tests/fuzz/fuzz.py intake"
+    assert commands("intake", ["-runs=9", "-seed=7"], tmp_path) == {
+        "to repeat intake": f"{fuzz} -runs=9 -seed=7",
+        "to replay intake-crash-0a": f"{fuzz} {tmp_path}/intake-crash-0a",
+    }

@@ -87,6 +87,9 @@ def _text(action: Action) -> str:
             elif answer == UNANSWERED:
                 told = f"{who} hears nothing"
             verb = "lands" if landed == batch.size else f"lands up to {batch.term}.{batch.seq + landed - 1}"
+            if action.left_out:
+                verb = f"lands from {batch.term}.{batch.seq + action.left_out} on, without its head"
+                told = told.replace(f"hears {at}", f"hears {at + batch.size - action.left_out - 1} of its last record")
             return f"{who}'s {numbers(batch)} {verb}; {told}{', and it lands again' if copied else ''}"
         case Action(kind="hear", answer=answer):
             return f"{who} hears {answer}"

@@ -41,6 +41,8 @@ class Bounds:
     """Batches that land a second time."""
     torn: int = 0
     """Batches of which a part lands first, and the rest later or never."""
+    headless: int = 0
+    """Batches of which a later part lands without the part before it, which lands after it or never."""
     trims: int = 0
     """How often the head of the log goes."""
     ordered: bool = False
@@ -84,6 +86,7 @@ class State(NamedTuple):
     copies: int
     torn: int
     trims: int
+    headless: int = 0
 
 
 class Action(NamedTuple):
@@ -96,6 +99,8 @@ class Action(NamedTuple):
     copied: bool = False
     answer: int = UNANSWERED
     at: int = 0
+    left_out: int = 0
+    """Records at the head of the batch that did not land with the others."""
 
 
 Step = tuple[Action, State | str]
@@ -284,6 +289,8 @@ class Model:
                 answer = UNANSWERED if self.protocol.hears_every_record else offset
                 action = Action("land", batch.life, batch, landed, answer=answer, at=offset)
                 yield action, self._answer(after, batch, answer)
+        if batch.size > 1 and state.headless < self.bounds.headless:
+            yield from self._land_headless(state, batch, left)
         for seq in range(batch.seq, batch.seq + batch.size):
             node = self.logs.extend(node, Entry(batch.life, batch.term, seq))
         answers = (offset, OFFSETLESS, UNANSWERED) if self._awaited(state, batch) is not None else (UNANSWERED,)
@@ -295,6 +302,19 @@ class Model:
             for answer in answers:
                 action = Action("land", batch.life, batch, batch.size, copied, answer, offset)
                 yield action, self._answer(after, batch, answer)
+
+    def _land_headless(self, state: State, batch: Batch, left: list[Batch]) -> Iterator[Step]:
+        """Requests of one batch are told apart by the broker alone: one may be given up, and the next one land."""
+        offset = self.log(state).end
+        for left_out in range(1, batch.size):
+            node = self.log(state)
+            for seq in range(batch.seq + left_out, batch.seq + batch.size):
+                node = self.logs.extend(node, Entry(batch.life, batch.term, seq))
+            under_way = tuple(sorted((*left, batch._replace(size=left_out))))
+            after = state._replace(log=node.number, under_way=under_way, headless=state.headless + 1)
+            answer = offset - left_out if self.protocol.hears_the_last else UNANSWERED
+            action = Action("land", batch.life, batch, batch.size, answer=answer, at=offset, left_out=left_out)
+            yield action, self._answer(after, batch, answer)
 
     def _awaited(self, state: State, batch: Batch) -> tuple[Life, int] | None:
         """Who waits for an answer to this batch, and which of its batches it is."""

@@ -71,6 +71,8 @@ class Protocol:
     """False: an answer without an offset says that the batch is where it should be."""
     hears_every_record: bool = True
     """False: the offset of its first record is good enough for a batch, whatever became of the others."""
+    hears_the_last: bool = False
+    """True: the offset of its last record is good enough for a batch, whatever became of those before."""
     goes_on: str = ""
     """What a life does after an outcome that it does not know. "": it ends, and another life begins with a restore.
     "blindly": it goes on behind the offset that it was told. "in its term": it reads the log, finds no newer claim and

@@ -5,6 +5,7 @@ What a mutation breaks is the reason for the rule that it takes away; README.md 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from tests.model.test_fence import record
 
 BOUNDS: Final = Bounds(lives=2, batches=(1, 1), window=2, copies=1, trims=1)
 TORN: Final = Bounds(lives=2, batches=(2, 1), window=2, torn=1)
+HEADLESS: Final = Bounds(lives=2, batches=(2, 1), window=2, headless=1)
 
 # -- the reading rule, wrong ------------------------------------------------------------------------------------------
 
@@ -68,6 +70,7 @@ MUTATIONS: Final = {
     "a batch may be at any offset": (Protocol(checks_offset=False), BOUNDS, "does not count"),
     "a missing offset is the right one": (Protocol(refuses_offsetless=False), BOUNDS, "does not count"),
     "one record answers for its batch": (Protocol(hears_every_record=False), TORN, "decided it on other records"),
+    "the last record answers for its batch": (Protocol(hears_the_last=True), HEADLESS, "does not count"),
     "goes on blindly": (Protocol(goes_on="blindly"), BOUNDS, "decided it on other records"),
     "goes on in its term": (Protocol(goes_on="in its term"), BOUNDS, "the record that it was decided on does not"),
     "claims without reading to the end": (Protocol(reads_to_the_end=False), BOUNDS, "acts on claim 1, and offset 1"),
@@ -85,7 +88,7 @@ MUTATIONS: Final = {
 }
 
 
-@pytest.mark.parametrize("bounds", [BOUNDS, TORN], ids=["copied", "torn"])
+@pytest.mark.parametrize("bounds", [BOUNDS, TORN, HEADLESS], ids=["copied", "torn", "headless"])
 def test_the_protocol_itself_holds_within_the_same_bounds(bounds):
     seen = explore(Model(bounds))
     assert seen.violation is None, f"\n{seen.trace}"
@@ -100,6 +103,17 @@ def test_a_mutation_is_found(which):
     steps = seen.trace.splitlines()
     assert len(steps) == seen.depth + 1 <= 7, f"\n{seen.trace}"
     assert steps[-1] == f"=> {seen.violation}"
+
+
+def test_only_a_batch_without_its_head_shows_that_the_last_record_cannot_answer_for_it():
+    """Whole or cut off behind, a batch whose last record is where it should be is all there."""
+    protocol, headless, why = MUTATIONS["the last record answers for its batch"]
+    seen = explore(Model(replace(TORN, copies=1, trims=1), protocol))
+    assert seen.violation is None, f"\n{seen.trace}"
+    seen = explore(Model(headless, protocol))
+    assert why in (seen.violation or "")
+    assert "without its head" in seen.trace
+    assert seen.trace in (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_way_to_a_violation_is_a_story():
