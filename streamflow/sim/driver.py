@@ -33,6 +33,7 @@ from streamflow.sim import programs
 from streamflow.sim.cluster import Cluster
 from streamflow.sim.log import SimLog
 from streamflow.sim.programs import Program
+from streamflow.sim.reading import Reader
 from streamflow.sim.rules import Rules, Violated
 from streamflow.sim.world import Process
 
@@ -100,6 +101,9 @@ class Driver:
         self.cluster, self.process, self.rules = cluster, process, rules
         self.story = story
         self.plans = {f"run-{number}": plan(story) for number in range(story.randint(*RUNS))}
+        self.reader: Reader | None = None
+        """Who looks at all the runs, if somebody does."""
+        self._accompanied = asyncio.Event()
 
     @property
     def hangs(self) -> bool:
@@ -110,8 +114,23 @@ class Driver:
     async def drive(self) -> None:
         """Accompany all runs to their ends. Raises `Violated`."""
         async with AsyncExitStack() as stack:
-            client = await self._insist(lambda: stack.enter_async_context(self._client()))
-            await asyncio.gather(*(self._accompany(client, workflow_id) for workflow_id in self.plans))
+            client = await self.insist(lambda: stack.enter_async_context(self._client()))
+            if self.reader is None:
+                await self._accompany_all(client)
+            else:
+                await asyncio.gather(self._accompany_all(client), self._look(self.reader))
+
+    async def _accompany_all(self, client: Client) -> None:
+        await asyncio.gather(*(self._accompany(client, workflow_id) for workflow_id in self.plans))
+        self._accompanied.set()
+
+    async def _look(self, reader: Reader) -> None:
+        """With a client of its own: what others ask of a run would let its watchers know more than was published."""
+        async with AsyncExitStack() as stack:
+            client = await self.insist(lambda: stack.enter_async_context(self._client()))
+            await reader.look(client, self.plans)
+            await self._accompanied.wait()
+            await reader.look_at_last(client, self.plans)
 
     def _client(self) -> Client:
         log = SimLog(self.cluster, self.process, programs.app.name)
@@ -134,7 +153,7 @@ class Driver:
         workflow = programs.play_briefly if planned.brief else programs.play
         if planned.foreign:
             return await self._start_from_outside(client, workflow_id, workflow.name, planned)
-        handle: Handle[Any] = await self._insist(
+        handle: Handle[Any] = await self.insist(
             lambda: client.start(
                 workflow,
                 planned.program,
@@ -156,7 +175,7 @@ class Driver:
         handle = client.handle(workflow_id)
         while True:
             try:
-                await self._insist(handle.status)
+                await self.insist(handle.status)
                 return handle
             except WorkflowNotFound:
                 if self.rules.was_deleted(workflow_id):
@@ -168,10 +187,10 @@ class Driver:
         for number, (name, value) in enumerate(programs.signals(program)):
             await asyncio.sleep(self.story.uniform(0, 5.0))
             signal = partial(handle.signal, name, value, id=f"{handle.id} {life} {number}")
-            await self._insist(signal, may_be_closed=handle.id)
+            await self.insist(signal, may_be_closed=handle.id)
         await asyncio.sleep(planned.away)
         try:
-            result = await self._insist(handle.result)
+            result = await self.insist(handle.result)
         except (WorkflowCancelled, WorkflowTerminated, WorkflowFailed) as error:
             how = {"WorkflowCancelled": "cancelled", "WorkflowTerminated": "terminated"}.get(type(error).__name__)
             if isinstance(error, WorkflowFailed) and error.error.type.endswith("TimeoutError"):
@@ -193,24 +212,24 @@ class Driver:
 
     async def _stop(self, handle: Handle[Any], how: str) -> None:
         await asyncio.sleep(self.story.uniform(0, STOPPED_SECONDS))
-        await self._insist(handle.cancel if how == "cancelled" else handle.terminate, may_be_closed=handle.id)
+        await self.insist(handle.cancel if how == "cancelled" else handle.terminate, may_be_closed=handle.id)
 
     async def _afterwards(self, client: Client, handle: Handle[Any], planned: Plan) -> None:
         """The run is closed; some are deleted, some begin a second life under their id."""
         if planned.then is None or planned.brief:
             return
         if planned.then in ("cleanup", "again"):
-            done = await self._insist(handle.cleanup, may_be_closed=handle.id)  # asked again, it may be gone already
+            done = await self.insist(handle.cleanup, may_be_closed=handle.id)  # asked again, it may be gone already
             if done is not True and not self.rules.was_deleted(handle.id):
                 raise Violated(f"run {handle.id} is closed and was not cleaned up")
             self.rules.mark("run cleaned up")
         if planned.second is not None:
             again = partial(client.start, programs.play, planned.second, id=handle.id, if_exists="restart")
-            second = await self._insist(again)
+            second = await self.insist(again)
             self.rules.mark(f"run begun {'after a clean-up' if planned.then == 'again' else 'again'}")
             await self._follow(second, planned, planned.second, life=2)
 
-    async def _insist(self, ask: Callable[[], Any], *, may_be_closed: str | None = None) -> Any:
+    async def insist(self, ask: Callable[[], Any], *, may_be_closed: str | None = None) -> Any:
         """Ask again while nobody answers. Of the run of that id it may be too late to ask anything."""
         while True:
             try:

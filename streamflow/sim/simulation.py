@@ -20,7 +20,10 @@ from streamflow.sim.cluster import Cluster, Weather
 from streamflow.sim.driver import Driver
 from streamflow.sim.faults import Faults
 from streamflow.sim.machines import Machine, Machines
+from streamflow.sim.reading import READ, Reader
 from streamflow.sim.rules import Rules, Violated
+from streamflow.sim.shown import Statuses
+from streamflow.sim.timing import Timing
 from streamflow.sim.world import World
 from streamflow.worker.processor import ProcessorState
 from streamflow.workflow.stepinfo import StepInfo
@@ -95,6 +98,11 @@ class Simulation:
         self.done = False
         self.world.after_each.append(self._check)
         self.rules.claimed.append(self._claimed)
+        self.statuses = Statuses(self.cluster)
+        self.rules.turned += [Timing(self.world, self.driver.plans).turn, self.statuses.turn]
+        reading = random.Random(f"reader {seed}")
+        if reading.random() < READ:
+            self.driver.reader = Reader(self.cluster, self.statuses, self.rules, reading, self.driver.insist)
         if self.story.random() < 0.5:  # else long sleeps pass, and faults come days after the beginning
             self.world.leap_to = lambda: None
 

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 SITUATIONS: Final[Mapping[str, str]] = {
+    "all runs listed": "when all was calm, by somebody who held it against what there was",
     "append after a gap": "records of an owner that has lost one: none counts any more",
     "attempt begun again": "an attempt whose outcome was lost with its worker",
+    "attempt cut off": "it had its time, and did not end",
+    "attempt to be tried again": "after a delay, as its policy says",
     "claim lost": "two owners claimed, and one was later",
     "command on the wrong partition": "whoever sent it has another idea of the partitions: it is forwarded",
     "command repeated": "sent twice, it must count once",
@@ -32,7 +35,9 @@ SITUATIONS: Final[Mapping[str, str]] = {
     "run deleted": "by its retention, or by a clean-up",
     "run terminated": "stopped where it stood",
     "run timeout": "it took longer than it may",
+    "run watched to its end": "its watcher was shown all that was published, and its end",
     "snapshot": "a live run was copied forward, so that the head of its history may go",
+    "some runs listed": "while things went wrong",
     "split turn": "a turn larger than a record",
     "state compared": "an owner's state with that of the log",
     "state compared with a trimmed log": "the same where the head is gone",

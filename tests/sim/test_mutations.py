@@ -11,7 +11,9 @@ import pytest
 
 import tests.sim.mutants  # its mutations enter themselves in the list
 import tests.sim.mutants_bounds
-import tests.sim.mutants_seen  # noqa: F401
+import tests.sim.mutants_reading
+import tests.sim.mutants_seen
+import tests.sim.mutants_timing  # noqa: F401
 from streamflow.core.partition import Partition
 from streamflow.errors import Unavailable
 from streamflow.sim.search import play
