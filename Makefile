@@ -41,7 +41,7 @@ test: .venv/.dev
 	$(BIN)/python tests/core_coverage.py
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Other seeds: make sim SEEDS=1000..1999. Those that once failed are played by the suite (tests/sim/seeds.txt).
+# Other seeds: make sim SEEDS=1000..1999. Those that find a named mutation are kept (tests/sim/seeds.txt).
 sim: .venv/.dev
 	$(BIN)/streamflow sim $(if $(SEEDS),--seeds $(SEEDS),--fresh 300)
 

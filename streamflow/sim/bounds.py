@@ -10,7 +10,7 @@ between its callbacks (`Bounds.look`). The size of a record is checked where it 
 | `outgoing_records_max`, `steps_waiting_max` | above it no command is taken in; those taken before may add to it |
 | `pass_inputs_max` | no more runs of an earlier owner wait to be looked at by one pass |
 | `snapshot_runs_at_once` | no append copies more runs |
-| `live_runs_max` | whenever an append was acknowledged, above it all runs are busy |
+| `live_runs_max` | above it all runs are busy, whenever nothing is left to decide or under way |
 | `published_offset_batches` | the published offset is no more appends behind |
 | `max_parallel_steps` | no more attempts run at once, and no more of queues are taken |
 | `queue_window_max` | no reader is further ahead of its oldest attempt, or knows more answered ones |
@@ -30,7 +30,6 @@ from typing import Final, cast
 from streamflow.codec.avro import decode_history
 from streamflow.config import Limits
 from streamflow.core.events import RunSnapshot, Turn
-from streamflow.core.replay import Execution
 from streamflow.logs.base import COMMANDS, HISTORY, STATUS, TIMERS, Record
 from streamflow.sim.cluster import Cluster
 from streamflow.sim.log import SimLog
@@ -121,8 +120,6 @@ class Bounds:
         self.broken: Violated | None = None
         """What a handle has seen."""
         self._events = 0
-        self._idle: dict[Processor, tuple[int, set[Execution]]] = {}
-        """What waited in memory at the last look, and the offset behind the last append that was acknowledged then."""
 
     def log(self, cluster: Cluster, process: Process, app: str) -> SimLog:
         """The handle of a worker."""
@@ -171,19 +168,14 @@ class Bounds:
         where, most = f"partition {processor.partition}", processor.limits.published_offset_batches
         _bound(where, "appends since the published offset", processor._unpublished, most)
         if not processor.turns_in_flight and not processor.core.has_work:
-            self._live(processor, where)
+            _live(processor, where)
 
-    def _live(self, processor: Processor, where: str) -> None:
-        """Of the runs that were in memory before the last append, and wait, no more than the limit are there still."""
-        live, most = processor.core.live, processor.limits.live_runs_max
-        if len(live) <= most:
-            self._idle.pop(processor, None)
-            return
-        applied, idle = processor.state.applied_offset, {each for each in live.values() if not each.run.open_attempts}
-        seen_at, before = self._idle.get(processor, (applied, idle))
-        if applied > seen_at:
-            _bound(where, "runs in memory that only wait", len(idle & before), most)
-        self._idle[processor] = (applied, idle)
+
+def _live(processor: Processor, where: str) -> None:
+    """Above the limit no run is in memory that only waits."""
+    live = processor.core.live
+    if len(live) > processor.limits.live_runs_max:
+        _bound(where, "runs in memory that only wait", sum(not each.run.open_attempts for each in live.values()), 0)
 
 
 def _executor(where: str, executor: Executor) -> None:

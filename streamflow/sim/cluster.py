@@ -18,7 +18,7 @@ from zlib import crc32
 
 from streamflow.codec.avro import decode_timer
 from streamflow.codec.envelope import DecodeError
-from streamflow.logs.base import COMPACTED, TIMERS, Record
+from streamflow.logs.base import COMPACTED, HISTORY, TIMERS, Record
 from streamflow.logs.groups import assign
 from streamflow.sim.world import Process, World
 
@@ -81,6 +81,25 @@ class Aim:
     sender: Process | None = None
     hit: Callable[[], None] = lambda: None
     """Called while the write is handed over."""
+
+
+MOMENTS: Final = (
+    "the history was trimmed",
+    "a run was copied forward",
+    "a published offset was committed",
+    "a queue was committed",
+    "a run was deleted",
+)
+"""What a fault can wait for, beside writes: what was there before is not needed any more, says a worker."""
+
+
+@dataclass(eq=False)
+class Ambush:
+    """A fault that waits until some process has come so far at the brokers, of which it is yet to hear."""
+
+    moment: str
+    """One of `MOMENTS`."""
+    hit: Callable[[Process], None]
 
 
 class Stream:
@@ -303,6 +322,9 @@ class Cluster:
         """Topic partitions that nobody can write to or read now."""
         self.aims: list[Aim] = []
         """What waits for a write that it can spoil."""
+        self.ambushes: list[Ambush] = []
+        self.sender: Process | None = None
+        """Whose records land just now; None where it is no process of the world."""
         self._numbers = 0
         self._cuts: dict[int, tuple[bool, float]] = {}
         self._timers: dict[bytes, float] = {}
@@ -312,6 +334,12 @@ class Cluster:
         """When the last record landed."""
         self.landed: list[Callable[[str, int, int], None]] = []
         """Called with topic, partition and offset of each record that landed."""
+        self.trimmed: list[Callable[[str, int, int], None]] = []
+        """Called with topic, partition and new start where the head of a topic was deleted."""
+        self.moved: list[Callable[[int, int], None]] = []
+        """Called with partition and offset where a process holds that all below it is published."""
+        self.queue_committed: list[Callable[[str, int, int], None]] = []
+        """Called with topic, partition and offset that the group of a queue has committed."""
         world.leap_to = self.next_due
         self._tick()
 
@@ -344,10 +372,17 @@ class Cluster:
     def group(self, name: str) -> Group:
         return self.groups.setdefault(name, Group(self))
 
-    def land(self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> int:
+    def land(
+        self,
+        topic: str,
+        partition: int,
+        records: Sequence[tuple[bytes, bytes | None]],
+        sender: Process | None = None,
+    ) -> int:
         """Records arrive; the offset of the first."""
         stream = self.stream(topic, partition)
         first = stream.end
+        self.sender = sender
         self.landed_at = self.world.now
         for key, value in records:
             offset = stream.add(key, value, self.world.now)
@@ -360,6 +395,22 @@ class Cluster:
             for hear in self.landed:
                 hear(topic, partition, offset)
         return first
+
+    def trim(self, topic: str, partition: int, before: int, process: Process) -> int:
+        """Let the head of a topic go; where it starts then."""
+        start = self.stream(topic, partition).trim(before)
+        for hear in self.trimmed:
+            hear(topic, partition, start)
+        if topic == HISTORY:
+            self.reached("the history was trimmed", process)
+        return start
+
+    def reached(self, moment: str, process: Process | None) -> None:
+        """The process has come so far: what has waited for that strikes, the first of it."""
+        found = next((each for each in self.ambushes if each.moment == moment), None)
+        if found is not None and process is not None and process.is_alive:
+            self.ambushes.remove(found)
+            found.hit(process)
 
     def mark(self, situation: str) -> None:
         """One more of a rare situation."""

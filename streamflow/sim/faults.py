@@ -8,11 +8,12 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from streamflow.logs.base import TOPICS
-from streamflow.sim.cluster import Aim, Weather
+from streamflow.sim.cluster import MOMENTS, Aim, Ambush, Weather
 from streamflow.sim.host import Loss
 from streamflow.sim.lane import FATES_OF_ONE, FATES_OF_PARTS
 from streamflow.sim.log import APP_GROUP
 from streamflow.sim.machines import Machine, Machines
+from streamflow.sim.world import Process
 
 KINDS: Final = frozenset((
     "compact", "crash", "cut", "jump", "leaderless", "leave", "offsets", "outage", "pause", "seize", "storm",
@@ -25,6 +26,8 @@ AIMED: Final = 0.5
 """How often a kill or a storm waits for a write of several records to the history, which else they rarely meet."""
 AIMED_SECONDS_MAX: Final = 15.0
 """A kill waits no longer for it."""
+AMBUSHED: Final = 0.4
+"""How often a kill waits for the moment at which a worker has let go of something, or counts it as done."""
 
 Fault: TypeAlias = "Callable[[Machine, random.Random], str]"
 
@@ -32,10 +35,12 @@ Fault: TypeAlias = "Callable[[Machine, random.Random], str]"
 class Faults:
     """The faults of one seed. What each number does depends on the seed and the number alone, and on who is up then."""
 
-    def __init__(self, machines: Machines, seed: int | str, *, kinds: frozenset[str] = KINDS) -> None:
+    def __init__(
+        self, machines: Machines, seed: int | str, *, kinds: frozenset[str] = KINDS, ambushed: float = AMBUSHED
+    ) -> None:
         self.machines, self.seed = machines, seed
         self.cluster, self.world = machines.cluster, machines.world
-        self.kinds = kinds
+        self.kinds, self.ambushed = kinds, ambushed
         self.calm = self.cluster.weather
         """How it is when nothing goes wrong."""
         self.said: list[str] = []
@@ -49,7 +54,16 @@ class Faults:
         kinds += [self._leaderless, self._seize, self._offsets]
         if machine.is_up:
             kinds += [self._cut, self._strand]
-            kinds += [self._crash, self._crash, self._crash, self._pause, self._pause, self._leave, self._jump]
+            kinds += [
+                self._crash,
+                self._crash,
+                self._crash,
+                self._crash,
+                self._pause,
+                self._pause,
+                self._leave,
+                self._jump,
+            ]
         kinds = [kind for kind in kinds if kind.__name__.strip("_") in self.kinds] or [self._compact]
         said = chance.choice(kinds)(machine, chance)
         self.said.append(f"{number}: at {self.world.now:.3f} s {said}")
@@ -62,10 +76,13 @@ class Faults:
         self.cluster.weather = self.calm
         self.cluster.mend_all()
         self.cluster.aims.clear()
+        self.cluster.ambushes.clear()
         for machine in self.machines.all:
             self.machines.restart(machine)
 
     def _crash(self, machine: Machine, chance: random.Random) -> str:
+        if chance.random() < self.ambushed:
+            return self._ambush(chance)
         process = machine.process
         assert process is not None
         loss = chance.choice((Loss.NOTHING, Loss.NOTHING, Loss.UNFLUSHED, Loss.OLD, Loss.DAMAGED))
@@ -91,6 +108,31 @@ class Faults:
         callbacks = chance.randint(0, KILLED_WITHIN)
         process.after(callbacks, strike)
         return f"{machine.name} is killed after {callbacks} callbacks, for {seconds:g} s, on its disk: {loss}"
+
+    def _ambush(self, chance: random.Random) -> str:
+        """Whoever comes to the moment first is killed, often with its store: the next one has nothing but the log."""
+        moment, loss = (
+            chance.choice((*MOMENTS, *MOMENTS[:2])),
+            chance.choice((Loss.NOTHING, Loss.OLD, Loss.DAMAGED, Loss.DAMAGED)),
+        )
+        seconds, callbacks = chance.choice((0.1, 1.0, 10.0, 20.0)), chance.choice((0, 0, 1, 5, 20, KILLED_WITHIN))
+
+        def strike(struck: Machine, process: Process) -> None:
+            if struck.process is process and process.is_alive:
+                self.machines.kill(struck, loss)
+                self._later(seconds, lambda: self.machines.restart(struck))
+
+        def hit(process: Process) -> None:
+            for struck in self.machines.all:
+                if struck.process is process:
+                    self.cluster.mark(f"killed when {moment}")
+                    if callbacks:
+                        process.after(callbacks, partial(strike, struck, process))
+                    else:
+                        strike(struck, process)
+
+        self.cluster.ambushes.append(Ambush(moment, hit))
+        return f"whoever is at the brokers when {moment} is killed for {seconds:g} s, on its disk: {loss}"
 
     def _pause(self, machine: Machine, chance: random.Random) -> str:
         assert machine.process is not None

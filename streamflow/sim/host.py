@@ -127,6 +127,8 @@ class Disk:
             world.marks["store wiped"] += 1
         elif batches:
             world.marks["store reused"] += 1
+        if log_start > 0 and not batches:
+            world.marks["trimmed log read from its start"] += 1
         return DiskStore(self, key, wiped)
 
 

@@ -186,9 +186,9 @@ class SimLane:
         if batch.settled or not self._process.can_run:
             self._mark("write landed after its sender stopped or gave up")
         self._landed[batch.place] = batch.number
-        batch.offset = self._cluster.land(topic, partition, records)
+        batch.offset = self._cluster.land(topic, partition, records, self._process)
         if batch.fate == "repeated":  # the acknowledgement was lost, and the brokers had forgotten the producer
-            batch.offset = self._cluster.land(topic, partition, records)
+            batch.offset = self._cluster.land(topic, partition, records, self._process)
 
     def _answer(self, batch: _Batch) -> None:
         """The acknowledgement departs; those of one partition keep their order."""

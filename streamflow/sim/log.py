@@ -130,6 +130,8 @@ class SimLog:
         return self._writing.publish(records, self._writing.mark(published), size)
 
     def _moved(self, partition: int, offset: int) -> None:
+        for hear in self._cluster.moved:
+            hear(partition, offset)
         if offset > self._known.get(partition, 0):
             self._known[partition] = offset
             if not self._dirty:
@@ -143,6 +145,7 @@ class SimLog:
             for partition, offset in dirty.items():
                 if self.way.reaches():
                     self._cluster.published[partition] = max(offset, self._cluster.published.get(partition, 0))
+                    self._cluster.reached("a published offset was committed", self._process)
                 elif self._process.is_alive:
                     self._process.call(COMMIT_SECONDS, self._commit_again, partition, offset)
 
@@ -243,8 +246,8 @@ class SimLog:
 
     async def trim(self, topic: str, partition: int, before: int) -> int:
         check_trim(topic)
-        stream = self._stream(topic, partition)
-        return await self.ask(lambda: stream.trim(before), topic, partition)
+        self._stream(topic, partition)
+        return await self.ask(lambda: self._cluster.trim(topic, partition, before, self._process), topic, partition)
 
     async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
         stream = self._stream(topic, partition)
@@ -262,6 +265,12 @@ class SimLog:
         if topic == HISTORY:
             self._writing.looked(partition)
         return self._cluster.stream(topic, partition)
+
+    def committed(self, topic: str, partition: int, offset: int) -> None:
+        """The group of a queue has committed."""
+        for hear in self._cluster.queue_committed:
+            hear(topic, partition, offset)
+        self._cluster.reached("a queue was committed", self._process)
 
     def _check_open(self) -> None:
         if self._closing is not None:
@@ -309,7 +318,7 @@ class SimLog:
         group = self._cluster.group(name)
         await self.ask(lambda: None)
         self._check_open()
-        member = SimMembership(self, self._process, group, owner)
+        member = SimMembership(self, self._process, group, owner, name)
         self._members.append(member)
         return member
 
@@ -330,8 +339,9 @@ class SimLog:
 class SimMembership:
     """See `streamflow.logs.base.QueueMembership`."""
 
-    def __init__(self, log: SimLog, process: Process, group: Group, owner: str) -> None:
+    def __init__(self, log: SimLog, process: Process, group: Group, owner: str, name: str) -> None:
         self._log, self._process, self._group, self._owner = log, process, group, owner
+        self._name = name
         self._share = Share()
         self._changed = asyncio.Event()
         self._assigned: frozenset[int] = frozenset()
@@ -432,6 +442,7 @@ class SimMembership:
         if not self._holds(partition):
             return False
         self._group.committed[partition] = max(offset, self._group.committed.get(partition, 0))
+        self._log.committed(self._name, partition, offset)
         return True
 
 

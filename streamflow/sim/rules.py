@@ -6,6 +6,7 @@ The reading rule is written here once more, so that a mistake in the product's o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -82,8 +83,8 @@ class Facts:
     """Whose last turn it was."""
     terms: dict[int, int] = field(default_factory=dict)
     """Whose turn scheduled a step, or its next attempt; of one that runs at most once: whose turn began it."""
-    deletions: int = 0
-    """How often all of it was deleted."""
+    past: list[Facts] = field(default_factory=list)
+    """What there was under the id each time that all of it was deleted: what is left of that may still be seen."""
     turn_deleted: int = 0
     """The turn that deleted it."""
     turns_deleted: int = 0
@@ -118,9 +119,17 @@ class Facts:
 
     def deleted(self) -> None:
         """Nothing is left of it, but that there was something."""
-        deletions, turn, turns = self.deletions + 1, self.turn, max(self.turn, self.turns_deleted)
+        before = copy(self)
+        past = [*self.past, before]
+        before.past, before.turns = [], []
+        turn, turns = self.turn, max(self.turn, self.turns_deleted)
         ends = self.ends  # whoever asked before may hear of them later
-        self.__init__(deletions=deletions, turn_deleted=turn, turns_deleted=turns, ends=ends)  # type: ignore[misc]
+        self.__init__(past=past, turn_deleted=turn, turns_deleted=turns, ends=ends)  # type: ignore[misc]
+
+    @property
+    def lives(self) -> list[Facts]:
+        """The newest first."""
+        return [self, *reversed(self.past)]
 
 
 class _Reader:
@@ -151,6 +160,8 @@ class Rules:
         self.readers = [_Reader(partition) for partition in range(cluster.partitions)]
         self.turned: list[Callable[[Turn, list[Any]], None]] = []
         """Called with each valid turn and its events."""
+        self.counted: list[Callable[[int, int, Turn | RunSnapshot], None]] = []
+        """Called with partition, offset and each record that counts but claims; of a turn before `turned`."""
         self.claimed: list[Callable[[int, int], None]] = []
         """Called with partition and offset of each claim that counts."""
         self._timers_dropped: set[bytes] = set()
@@ -211,6 +222,8 @@ class Rules:
             self.mark("gap")
             return
         reader.seq = record.seq
+        for count in self.counted:
+            count(reader.partition, offset, record)
         if isinstance(record, RunSnapshot):
             self.mark("snapshot")
             return
@@ -321,7 +334,7 @@ class Rules:
             case StepCompleted(number=number, attempt=attempt) | StepFailed(number=number, attempt=attempt):
                 self._outcome(facts, number, attempt, where)
                 facts.outcomes[number] = event
-                if isinstance(event, StepCompleted) and not (facts.deletions or (number, attempt) in facts.begun):
+                if isinstance(event, StepCompleted) and (number, attempt) not in facts.begun:
                     raise Violated(f"{where}: step {number} completed, and its code never began (2)")
                 if isinstance(event, StepFailed) and event.error.type.endswith("StepInterrupted"):
                     if number not in facts.started or facts.terms[number] >= facts.term:
@@ -394,26 +407,30 @@ class Rules:
     def began(self, workflow_id: str, run: int, number: int, attempt: int) -> None:
         """2. A step's code begins: its turn must be durable and valid."""
         facts = self.runs.get(workflow_id)
-        if workflow_id in self.runs and self.runs[workflow_id].deletions:
-            return  # an attempt may outlive its run, and the history of it
-        if facts is None or facts.run < run or (facts.run == run and number not in facts.steps):
+        lives = [] if facts is None else facts.lives
+        known = [life for life in lives if life.run > run or (life.run == run and number in life.steps)]
+        if not known:
             raise Violated(
                 f"run {workflow_id}: attempt {attempt} of step {number} began before its turn was durable (2)"
             )
-        if facts.run == run and attempt > facts.attempts[number]:
+        due = [life for life in known if life.run > run or attempt <= life.attempts[number]]
+        if not due:
             raise Violated(f"run {workflow_id}: attempt {attempt} of step {number} began before it was due (2)")
-        if facts.run == run:
-            self._begun(facts, workflow_id, number, attempt)
+        # An attempt may outlive its run, and the history of it: then nobody can tell whose it is.
+        if due[0].run == run:
+            self._begun(due[0], workflow_id, number, attempt, others=len(due) - 1)
 
-    def _begun(self, facts: Facts, workflow_id: str, number: int, attempt: int) -> None:
+    def _begun(self, facts: Facts, workflow_id: str, number: int, attempt: int, *, others: int) -> None:
         """3. What may run once at most does; of the others an attempt may run again, if its outcome was lost."""
         scheduled = facts.steps[number]
         times = facts.begun[number, attempt] = facts.begun.get((number, attempt), 0) + 1
         if times > 1:
-            if scheduled.at_most_once:
+            if scheduled.at_most_once and times > 1 + others:
                 raise Violated(f"run {workflow_id}: step {number} began {times} times, and may once (3)")
             self.mark("attempt begun again" if scheduled.queue is None else "queued attempt begun again")
-        owners = 1 + self.readers[partition_of(workflow_id, self.cluster.partitions)].term - facts.terms[number]
+        owners = (
+            1 + others + self.readers[partition_of(workflow_id, self.cluster.partitions)].term - facts.terms[number]
+        )
         if scheduled.queue is None and attempt == facts.attempts[number] and times > owners:
             raise Violated(f"run {workflow_id}: attempt {attempt} of step {number} began {times} times under "
                            f"{owners} owners (3)")  # fmt: skip
@@ -428,7 +445,7 @@ class Rules:
 
     def was_deleted(self, workflow_id: str) -> bool:
         """Whether all of it was deleted at some time."""
-        return workflow_id in self.runs and self.runs[workflow_id].deletions > 0
+        return workflow_id in self.runs and bool(self.runs[workflow_id].past)
 
     def ended(self, workflow_id: str, how: str) -> None:
         """2. A client was told that the run was cancelled or terminated, or failed: its history must say so."""
@@ -463,11 +480,11 @@ class Rules:
         """2. A timer is set: so must be what it is for."""
         timer = decode_timer(value)
         facts = self.runs.get(timer.workflow_id)
-        known: dict[str, Mapping[int, object]] = {} if facts is None else {"sleep": facts.timers, "step": facts.steps}
-        if facts is not None and (facts.deletions or timer.run < facts.run):
-            return  # of a run that is over
-        if facts is None or timer.run > facts.run or timer.number not in known.get(timer.kind, {0: None}):
-            raise Violated(f"run {timer.workflow_id}: {timer} is set before its turn was durable (2)")
+        for life in [] if facts is None else facts.lives:
+            known: dict[str, Mapping[int, object]] = {"sleep": life.timers, "step": life.steps}
+            if timer.run < life.run or (timer.run == life.run and timer.number in known.get(timer.kind, {0: None})):
+                return  # or it is of a run that is over
+        raise Violated(f"run {timer.workflow_id}: {timer} is set before its turn was durable (2)")
 
     def _reply(self, value: bytes) -> None:
         """2. A sender is told that its command was accepted: the turn that says so must be durable and valid."""
@@ -476,10 +493,11 @@ class Rules:
         if command is None or not reply.accepted or isinstance(command.body, Query | CleanupWorkflow):
             return
         # These may find that there is nothing left to do: the run exists, or unwinds already.
-        attached = isinstance(command.body, StartWorkflow) and facts is not None and facts.run > 0
-        attached |= isinstance(command.body, CancelWorkflow) and facts is not None and facts.unwinds
-        if facts is not None and (attached or facts.deletions or reply.command_id in facts.commands):
-            return
+        for life in [] if facts is None else facts.lives:
+            attached = isinstance(command.body, StartWorkflow) and life.run > 0
+            attached |= isinstance(command.body, CancelWorkflow) and life.unwinds
+            if attached or reply.command_id in life.commands:
+                return
         raise Violated(f"run {reply.workflow_id}: {command.body} was accepted before its turn was durable (2)")
 
     # -- 4: the state is the log -------------------------------------------------------------------------------------

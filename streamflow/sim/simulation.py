@@ -19,6 +19,7 @@ from streamflow.sim.bounds import Bounds
 from streamflow.sim.cluster import Cluster, Weather
 from streamflow.sim.driver import Driver
 from streamflow.sim.faults import Faults
+from streamflow.sim.kept import Kept
 from streamflow.sim.machines import Machine, Machines
 from streamflow.sim.reading import READ, Reader
 from streamflow.sim.rules import Rules, Violated
@@ -80,6 +81,7 @@ class Simulation:
         self.driver = Driver(self.cluster, self.world.process("driver"), self.rules, self.story)
         self.limits = limits(self.story, hang=self.driver.hangs)
         self.bounds = Bounds(self.limits)
+        self.kept = Kept(self.rules)
         self.machines = Machines(
             self.cluster,
             programs.app,
@@ -217,6 +219,7 @@ class Simulation:
 
     def _check(self) -> None:
         self.bounds.look()
+        self.kept.look()
         if self.world.chance.random() < STATE_CHECKED:
             for processor in self.machines.processors():
                 self.rules.state(processor)

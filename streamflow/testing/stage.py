@@ -127,7 +127,8 @@ class Stage:
             options={"queues": options.served},
             failed=self.fail,
         )
-        self.faults = sim_faults.Faults(self.machines, options.seed, kinds=frozenset(self.trouble.kinds))
+        # No ambushes: nothing may be trimmed, copied or sent to a queue here, and the fault would never come.
+        self.faults = sim_faults.Faults(self.machines, options.seed, kinds=frozenset(self.trouble.kinds), ambushed=0.0)
         self.driver = self.world.process("test")
         log = SimLog(self.cluster, self.driver, options.app.name, weather=Weather())
         surroundings = Surroundings(self.world.chance, self.driver.clock.now_ms)

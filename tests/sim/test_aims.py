@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from streamflow.errors import StreamflowError, Unavailable
-from streamflow.sim.cluster import Aim
+from streamflow.logs.base import COMMANDS, HISTORY
+from streamflow.sim.cluster import Aim, Ambush
 from streamflow.sim.lane import PART_BYTES_MIN
 from tests.sim.stage import Stage, append, failure
 
@@ -45,3 +46,24 @@ def test_a_headless_write_that_was_waited_for_leaves_two_records():
 
     stage.play(test)
     assert stage.marks["write aimed at"] == stage.marks["write headless"] == 1
+
+
+def test_a_process_that_was_waited_for_is_met_when_the_brokers_have_trimmed_and_before_it_hears_of_it():
+    stage = Stage()
+    met: list[str] = []
+    heard: list[int] = []
+
+    async def test() -> None:
+        stage.cluster.ambushes.append(Ambush("the history was trimmed", lambda process: met.append(process.name)))
+        log = stage.log()
+        assert await append(log, 0, b"a", b"b") == 0
+        stage.cluster.trimmed.append(lambda topic, partition, start: heard.append(len(met)))
+        assert await log.trim(COMMANDS, 0, 1) == 0
+        assert met == []
+        assert await log.trim(HISTORY, 0, 1) == 1
+        assert met == ["a"] and not stage.cluster.ambushes
+        assert await log.trim(HISTORY, 0, 2) == 2
+        assert met == ["a"]
+
+    stage.play(test)
+    assert heard == [0, 0, 1]

@@ -10,7 +10,6 @@ import sys
 import weakref
 from collections.abc import Iterator
 from itertools import count, islice
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -22,18 +21,6 @@ from streamflow.sim.search import CHUNK_SEEDS, Verdict, minimise, play, search
 from streamflow.sim.simulation import Simulation
 from streamflow.sim.world import Stuck, TooLong, World
 from tests.sim.mutants import take_a_failed_append_for_a_good_one
-
-HERE = Path(__file__).parent
-KEPT = [int(line.split()[0]) for line in (HERE / "seeds.txt").read_text().splitlines() if line[:1].isdigit()]
-
-
-@pytest.mark.parametrize("seed", KEPT)
-def test_a_seed_that_once_failed_holds(seed: int):
-    assert play(seed).failure is None
-
-
-def test_there_are_kept_seeds():
-    assert len(KEPT) >= 2
 
 
 def test_the_same_seed_is_the_same_story_in_two_processes():
@@ -68,7 +55,8 @@ def test_nothing_is_left_of_a_world(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_world_has_twenty_faults_and_more():
-    assert all(len(play(seed).faults) >= 15 for seed in range(4))  # those after the last result do not happen
+    faults = [len(play(seed).faults) for seed in range(4)]
+    assert sum(faults) >= 20 * len(faults), faults  # those after the last result do not happen
 
 
 def test_a_failing_seed_is_shown_with_the_faults_that_are_enough():
