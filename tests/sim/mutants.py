@@ -242,7 +242,7 @@ def move_the_published_offset_first() -> Patch:
     return swap(processor, "publish_again", again)
 
 
-@mutation("endless", seeds=1)
+@mutation("7", "endless", seeds=1)
 def drop_a_timer_now_and_then() -> Patch:
     """An entry of the outbox is lost."""
     usual, calls = outbox.outgoing, 0
@@ -266,7 +266,7 @@ def lose_tombstones() -> Patch:
     return swap(processor, "outgoing", outgoing)
 
 
-@mutation("7", seeds=211)
+@mutation("7", seeds=228)
 def leave_late_statuses() -> Patch:
     """What an earlier owner published late stays the last word."""
 
@@ -315,7 +315,7 @@ def forget_applied_commands_on_replay() -> Patch:
     return swap(Run, "fold", fold)
 
 
-@mutation("3", "1", "2", "endless", seeds=4)
+@mutation("1", "2", "3", "7", "endless", seeds=4)
 def keep_what_is_of_another_partition() -> Patch:
     """A command on the wrong partition is applied there."""
 
@@ -384,7 +384,7 @@ def start_delayed_steps_at_once() -> Patch:
     return both(swap(step, "create", create), swap(Processor, "_start", start))
 
 
-@mutation("5", seeds=56)
+@mutation("5", seeds=148)
 def forget_the_delay_when_taking_over() -> Patch:
     """Who takes over takes the steps that wait for their next attempt for due."""
     usual = Partition._resume
@@ -447,7 +447,7 @@ def load_a_run_without_its_turns_under_way() -> Patch:
     return swap(Processor, "turns", turns)
 
 
-@mutation("4", seeds=1)
+@mutation("4", "AssertionError", seeds=1)
 def restore_a_wrong_first_turn() -> Patch:
     """The summary of a restored run says that its run began a turn earlier."""
     usual = change_of
@@ -479,7 +479,7 @@ def drop_a_signal_that_nobody_awaits_yet() -> Patch:
     return swap(Inputs, "command", command)
 
 
-@mutation("endless", seeds=1)
+@mutation("5", "endless", seeds=1)
 def wait_for_a_signal_for_ever() -> Patch:
     """The timeout of a wait is forgotten."""
     usual = sf.wait_signal
@@ -530,7 +530,7 @@ def look_for_no_earlier_timer() -> Patch:
 # -- the store -------------------------------------------------------------------------------------------------------
 
 
-@mutation("1", "4", "CorruptLog", seeds=10)
+@mutation("1", "4", "7", "CorruptLog", seeds=10)
 def write_the_applied_offset_before_its_rows() -> Patch:
     """Two write batches where one must hold all."""
     usual = PartitionState.apply

@@ -74,7 +74,7 @@ def merge_lists_in_the_wrong_order() -> Patch:
 # -- watching --------------------------------------------------------------------------------------------------------
 
 
-@mutation("7", seeds=1)
+@mutation("7", seeds=16)
 def skip_a_status_that_is_watched() -> Patch:
     """Watchers are shown each second status, and those that close runs."""
     usual = Interest.offer
