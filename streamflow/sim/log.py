@@ -43,6 +43,9 @@ REJOIN_SECONDS: Final = 1.0
 RELEASE_SECONDS: Final = 0.5
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
 """A read stops behind so many bytes."""
+FETCHED_MIN: Final = 64
+"""A follower fetches ahead, however little it is asked for at once. With a record for each answer of a slow network,
+clients repeated their commands faster than these were taken, and nothing ended any more."""
 APP_GROUP: Final = "app"
 URL: Final = "sim://"
 
@@ -201,12 +204,14 @@ class SimLog:
     async def follow(
         self, topic: str, partition: int, offset: int, *, limit: int = 1000
     ) -> AsyncIterator[list[Record]]:
-        """See the port. Ends when the log is closed."""
+        """See the port. Ends when the log is closed. What was fetched and is more than was asked for waits here."""
         stream = self._stream(topic, partition)
         while self._closing is None:
-            if batch := await self._fetch(stream, topic, partition, offset, limit):
-                offset = batch[-1].offset + 1
-                yield batch
+            batch = await self._fetch(stream, topic, partition, offset, max(limit, FETCHED_MIN))
+            while batch and self._closing is None:
+                offset = batch[min(limit, len(batch)) - 1].offset + 1
+                yield batch[:limit]
+                del batch[:limit]
 
     async def _fetch(self, stream: Stream, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         """What a broker sends to one who waits for more; nothing, where it is to be asked anew."""

@@ -418,9 +418,11 @@ class Rules:
             raise Violated(f"run {workflow_id}: attempt {attempt} of step {number} began before it was due (2)")
         # An attempt may outlive its run, and the history of it: then nobody can tell whose it is.
         if due[0].run == run:
-            self._begun(due[0], workflow_id, number, attempt, others=len(due) - 1)
+            # A queue gives an attempt again without a new owner; in which life it was queued is not seen here.
+            here = all(life.run == run and life.steps[number].queue is None for life in due)
+            self._begun(due[0], workflow_id, number, attempt, others=len(due) - 1, here=here)
 
-    def _begun(self, facts: Facts, workflow_id: str, number: int, attempt: int, *, others: int) -> None:
+    def _begun(self, facts: Facts, workflow_id: str, number: int, attempt: int, *, others: int, here: bool) -> None:
         """3. What may run once at most does; of the others an attempt may run again, if its outcome was lost."""
         scheduled = facts.steps[number]
         times = facts.begun[number, attempt] = facts.begun.get((number, attempt), 0) + 1
@@ -431,7 +433,7 @@ class Rules:
         owners = (
             1 + others + self.readers[partition_of(workflow_id, self.cluster.partitions)].term - facts.terms[number]
         )
-        if scheduled.queue is None and attempt == facts.attempts[number] and times > owners:
+        if here and attempt == facts.attempts[number] and times > owners:
             raise Violated(f"run {workflow_id}: attempt {attempt} of step {number} began {times} times under "
                            f"{owners} owners (3)")  # fmt: skip
 
