@@ -45,6 +45,8 @@ REPLICATION_DEFAULT: Final = 3
 
 ADMIN_SECONDS: Final = 15.0
 RETRY_SECONDS: Final = 0.05
+FIRST_PATIENCE_SECONDS: Final = 0.1
+"""How long the first question waits before it is seen what hinders it; each further one waits twice as long."""
 MOVING: Final = frozenset({
     KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART,
 })  # fmt: skip
@@ -257,7 +259,7 @@ class Topics:
             raise wrong_partitions(self.url.url, self.app, number, self.url.partitions or 0)
 
     def _asked(self, ask: Callable[[float], _T]) -> _T:
-        """The answer of `ask(seconds)`, asked again while nobody answers, for `ADMIN_SECONDS`.
+        """The answer of `ask(seconds)`, asked again while there is none but an error, for `ADMIN_SECONDS`.
 
         librdkafka waits for the one broker that it takes for the controller and asks no other. The cluster itself may
         name one that is already dead, so such a wait has to end before all the patience is gone. Each is twice as long
@@ -361,10 +363,21 @@ class Topics:
         broker was dead. All topics are asked for, since asking for one makes it, with settings that are not ours, on a
         cluster that makes what it does not know.
         """
-        try:
-            self._admin.list_topics(timeout=seconds)
-        except KafkaException as error:
-            raise self._unavailable(error) from None
+        deadline = time.monotonic() + seconds
+        patience = FIRST_PATIENCE_SECONDS
+        while True:
+            try:
+                self._admin.list_topics(timeout=min(patience, seconds))
+            except KafkaException as error:
+                self._admin.poll(0)  # the call has heard why, and tells only those who poll
+                if self._hopeless is not None:
+                    raise unreachable(self.url.url, self._hopeless) from None
+                if is_an_answer(error.args[0]) or time.monotonic() >= deadline:
+                    raise self._unavailable(error) from None
+            else:
+                return
+            time.sleep(RETRY_SECONDS)
+            patience *= 2
 
     def queues(self) -> list[str]:
         """The step queues that have a topic, without the app's prefix."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 
 import pytest
@@ -13,6 +14,7 @@ from streamflow.logs import kafka_patience, kafka_reading
 from streamflow.logs.kafka_offsets import PublishedOffsets
 from streamflow.logs.kafka_reading import READERS_MAX, Reading
 from streamflow.logs.kafka_url import parse_kafka
+from streamflow.logs.open import open_log
 
 pytestmark = pytest.mark.anyio
 
@@ -66,3 +68,23 @@ async def test_questions_for_published_offsets_leave_the_loop_its_threads(consum
     await asyncio.wait_for(offsets.close(), WAIT_SECONDS)
     outcomes = await asyncio.wait_for(asyncio.gather(*questions, return_exceptions=True), WAIT_SECONDS)
     assert {type(each) for each in outcomes} == {Unavailable}
+
+
+async def test_why_security_fails_is_said():
+    """The client library tries for ever, and says why to those alone who poll."""
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+
+        def speak_no_tls() -> None:
+            while True:
+                try:
+                    connection, _ = plain.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(1)
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=speak_no_tls, daemon=True).start()
+        with pytest.raises(Unavailable, match="SSL handshake failed"):
+            await open_log(f"kafka://127.0.0.1:{plain.getsockname()[1]}?security.protocol=ssl", app="shop")
+        plain.shutdown(socket.SHUT_RDWR)
