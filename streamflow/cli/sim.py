@@ -31,13 +31,17 @@ MINIMISED_MAX: Final = 5
 broken in a way that these show."""
 
 
+_NUMBER: Final = r"[0-9]{1,30}"
+"""More digits than any seed has; with thousands of them Python makes no number."""
+
+
 class _Range(click.ParamType[range]):
     name = "A..B"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> range:
-        found = re.fullmatch(r"(\d+)\.\.(\d+)", str(value))
+        found = re.fullmatch(rf"({_NUMBER})\.\.({_NUMBER})", str(value))
         if found is None or int(found[2]) < int(found[1]):
-            self.fail(f"expected two numbers, the smaller one first, as in 0..99, found {value!r}", param, ctx)
+            self.fail(f"expected two numbers, the smaller one first, as in 0..99, found {str(value)!r:.80}", param, ctx)
         return range(int(found[1]), int(found[2]) + 1)
 
 
@@ -47,8 +51,8 @@ class _Faults(click.ParamType[frozenset[int]]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[int]:
         if isinstance(value, frozenset):
             return value
-        if re.fullmatch(r"\d+(,\d+)*", str(value)) is None:
-            self.fail(f"expected the numbers of faults, as in 3,7,9, found {value!r}", param, ctx)
+        if re.fullmatch(rf"{_NUMBER}(,{_NUMBER})*", str(value)) is None:
+            self.fail(f"expected the numbers of faults, as in 3,7,9, found {str(value)!r:.80}", param, ctx)
         return frozenset(map(int, str(value).split(",")))
 
 
@@ -91,8 +95,9 @@ def sim(
     """Run the engine in simulated worlds full of faults, and check that it keeps its word.
 
     The product's own workers and clients run on virtual time over a simulated log and simulated disks: processes are
-    killed, stopped and told to leave, requests get lost, late, torn and repeated, brokers go away, clocks jump. After
-    every event the invariants are checked; at the end every run must have returned what its program says.
+    killed, stopped and told to leave, requests get lost, late, torn and repeated, brokers go away, clocks jump. As
+    each record lands the invariants are checked, the workers' whole states now and then; at the end every run must have
+    returned what its program says.
 
     The same seed is the same story, event by event, on any machine with the same versions of Python and the libraries.
     A seed that fails is shown with the fewest faults that make it fail, and the command that plays just these. A search
@@ -118,8 +123,12 @@ def sim(
     else:
         found = _Found(output, tells=False, minimised_max=MINIMISED_MAX)
         wanted = _wanted(output, seeds, fresh, None if minutes is None else begun_at + 60 * minutes)
-        for verdict in search(wanted, jobs=jobs):
-            found.take(verdict)
+        try:
+            for verdict in search(wanted, jobs=jobs):
+                found.take(verdict)
+        except KeyboardInterrupt:
+            found.sum_up(time.monotonic() - begun_at)
+            raise
     if not found.sum_up(time.monotonic() - begun_at):
         raise click.exceptions.Exit(1)
 
@@ -210,7 +219,7 @@ def _wanted(output: Output, seeds: range | None, fresh: int | None, end: float |
 
 def _until(end: float, first: int) -> Iterator[int]:
     for seed in count(first):
-        if time.monotonic() >= end:
+        if time.monotonic() >= end and seed > first:  # nothing would be shown by none
             return
         yield seed
 
@@ -231,7 +240,7 @@ def _show(output: Output, verdict: Verdict) -> None:
     output.text("The last events:\n  " + "\n  ".join(verdict.last))
     output.text(f"Again: {_replay(verdict)}")
     if verdict.failed_first is not None and verdict.without:
-        output.text(f"With all its faults: streamflow sim --seed {verdict.seed}")
+        output.text(f"Again with all its faults: streamflow sim --seed {verdict.seed}")
     output.text("")
 
 

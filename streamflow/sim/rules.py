@@ -41,6 +41,7 @@ from streamflow.core.events import (
 )
 from streamflow.core.machines.run import Run
 from streamflow.core.reading import join
+from streamflow.errors import CorruptLog
 from streamflow.ids import partition_of
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, TIMERS
 from streamflow.sim.cluster import Cluster
@@ -516,7 +517,12 @@ class Rules:
         records = stream.records[: stream.index(offset)]
         if not records:
             return
-        restorer.fold(records)
+        try:
+            restorer.fold(records)
+        except (AssertionError, CorruptLog) as error:
+            raise Violated(
+                f"partition {processor.partition} up to offset {offset}: nobody could restore its log: {error!r} (4)"
+            ) from error
         found, rebuilt = dict(processor.state.store.scan(b"")), dict(fresh.store.scan(b""))
         if found != rebuilt:
             keys = sorted(key for key in found.keys() | rebuilt.keys() if found.get(key) != rebuilt.get(key))

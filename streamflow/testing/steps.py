@@ -27,8 +27,8 @@ FOREIGN: Final = ("attached to a different loop", "bound to a different event lo
 SCALES: Final = (0.01, 0.1, 1.0)
 """Delays are drawn from up to so much of their limit: those of two steps that are as long, and those that differ by
 far, which puts all of a short chain of steps before one step beside it."""
-TIMEOUT_SHARE: Final = 0.1
-"""No delay takes more of an attempt's timeout: no attempt fails for being simulated."""
+TIMEOUT_SHARE: Final = 0.05
+"""Neither of the two delays takes more of an attempt's timeout: only what needs nine tenths of it can fail for them."""
 
 
 class MadeToFail(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +61,8 @@ def worlds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
         (["--minutes", "inf"], "expected a number above 0"),
         (["--minutes", "0"], "expected a number above 0"),
         (["--minutes", "soon"], "expected a number above 0"),
+        (["--seeds", "0.." + "9" * 5_000], "expected two numbers"),
+        (["--seed", "1", "--without", "9" * 5_000], "expected the numbers of faults"),
         (["--jobs", "0"], "1<=x<=256"),
         (["--jobs", "100000"], "1<=x<=256"),
     ],
@@ -87,6 +89,25 @@ def test_minutes_end(worlds: Callable[..., list[int]], monkeypatch: pytest.Monke
     assert "fresh seeds from 5 on" in result.stderr
 
 
+def test_however_few_minutes_a_world_is_played(worlds: Callable[..., list[int]]):
+    played = worlds()
+    assert run("--minutes", "1e-9", "--jobs", "1").exit_code == 0
+    assert len(played) == 1
+
+
+def test_who_is_interrupted_sums_up(worlds: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch):
+    worlds(1)
+
+    def interrupted(seeds: range, *, jobs: int) -> Iterator[Verdict]:
+        yield from map(search.play, seeds[:3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "search", interrupted)
+    result = run("--seeds", "0..99")
+    assert result.exit_code != 0
+    assert "\n3 worlds in " in result.stdout and "FAILED streamflow sim --seed 1" in result.stdout
+
+
 def test_fresh_seeds_are_drawn_from_the_time_and_printed(
     worlds: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ):
@@ -104,7 +125,7 @@ def test_a_failing_seed_is_shown_with_the_command_that_plays_it_again(worlds: Ca
     assert "seed 1 FAILED: streamflow sim --seed 1\n" in result.stderr
     shown = result.stdout.splitlines()
     assert "With all its faults: 4 faults (3)" in shown
-    assert "With all its faults: streamflow sim --seed 1" in shown
+    assert "Again with all its faults: streamflow sim --seed 1" in shown
     assert shown[-1] == "FAILED streamflow sim --seed 1 --without 0,1,3"
     (again,) = (line.removeprefix("Again: streamflow sim ") for line in shown if line.startswith("Again: "))
     replayed = run(*again.split())

@@ -41,6 +41,8 @@ class Recorder:
         self._thread.join(FINISH_SECONDS)
         if self._failure is None and self._thread.is_alive():
             self._failure = f"expected to read up to {self._ends} within {FINISH_SECONDS:g} s, came to {self._next}"
+        if self._failure is None and not self._is_done():
+            self._failure = f"expected to read up to {self._ends}, and the reader died at {self._next}"
         if self._failure is not None:
             raise LookupError(f"{self._topic} was not recorded: {self._failure}")
         return [

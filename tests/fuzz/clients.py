@@ -104,7 +104,7 @@ def listed(data: bytes) -> None:
     said = Answers(pieces(data))
 
     async def ask(partition: int, query: Query) -> bytes | None:
-        queries.check(Query(query="status"))
+        queries.check(query)
         return await said.ask()
 
     page = asyncio.run(merged(ask, PARTITIONS, order="asc", limit=10, cursor=None, filters={}))

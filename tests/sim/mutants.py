@@ -447,7 +447,7 @@ def load_a_run_without_its_turns_under_way() -> Patch:
     return swap(Processor, "turns", turns)
 
 
-@mutation("4", "AssertionError", seeds=1)
+@mutation("4", seeds=1)
 def restore_a_wrong_first_turn() -> Patch:
     """The summary of a restored run says that its run began a turn earlier."""
     usual = change_of
