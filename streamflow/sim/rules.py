@@ -510,6 +510,8 @@ class Rules:
         stream = self.cluster.stream(HISTORY, processor.partition)
         if processor.status is not ProcessorState.ACTIVE:
             return
+        if stream.start and processor.core.term < self.readers[processor.partition].term:
+            return  # it is none any more; what its successor has copied and let go, it has not read in the new place
         offset = processor.state.applied_offset
         fresh = PartitionState(MemoryStore())
         restorer = Restorer(fresh, processor.partition)
