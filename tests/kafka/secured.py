@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported by its stubs only since 2.17
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -71,6 +72,13 @@ def make_certificates(folder: Path) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     (folder / "broker.pem").write_bytes(private + pem)
+
+
+_ANYTHING: Any = None
+"""The stubs know nothing of the None that means any."""
+EVERYTHING = AclBindingFilter(
+    ResourceType.ANY, _ANYTHING, ResourcePatternType.ANY, _ANYTHING, _ANYTHING, AclOperation.ANY, AclPermissionType.ANY
+)
 
 
 class Secured:
@@ -128,6 +136,10 @@ class Secured:
         admin = self.admin()
         for future in admin.create_acls(bindings).values():
             future.result(15)
+        # The controller has them now; the broker learns of them a moment later.
+        deadline = time.monotonic() + 15
+        while missing := set(bindings) - set(admin.describe_acls(EVERYTHING).result(15)):
+            assert time.monotonic() < deadline, missing
 
 
 def _escaped(text: str) -> str:

@@ -7,16 +7,11 @@ import json
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported by its stubs only since 2.17
-    AclBindingFilter,
-    AclOperation,
-    AclPermissionType,
-    ResourcePatternType,
     ResourceType,
 )
 
@@ -26,7 +21,7 @@ from streamflow.errors import InvalidArguments, Unavailable
 from streamflow.logs import open_log
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, STATUS, Log, Outgoing, Record
 from tests.cli import driver
-from tests.kafka.secured import SECRET, Secured, parse_acl_command, password, token_server
+from tests.kafka.secured import EVERYTHING, SECRET, Secured, parse_acl_command, password, token_server
 
 app = sf.App("secured")
 DEADLINE_SECONDS = 30
@@ -116,13 +111,8 @@ def test_what_is_granted_is_what_is_printed(secured: Secured):
         if not line.startswith("#")
         for each in parse_acl_command(line)
     }
-    # Its stubs know nothing of the None that means any.
-    anything: Any = None
-    everything = AclBindingFilter(
-        ResourceType.ANY, anything, ResourcePatternType.ANY, anything, anything, AclOperation.ANY, AclPermissionType.ANY
-    )
     admin = secured.admin()
-    found = admin.describe_acls(everything).result(DEADLINE_SECONDS)
+    found = admin.describe_acls(EVERYTHING).result(DEADLINE_SECONDS)
     mine = {(each.restype, each.name, each.principal, each.operation) for each in found if "probe" not in each.name}
     assert mine - {each for each in mine if each[0] == ResourceType.BROKER} == {
         each for each in wanted if each[0] != ResourceType.BROKER
