@@ -134,6 +134,7 @@ def test_partitions_move_to_and_fro(kafka: str, tmp_path: Path, fault_report: Fa
         nonlocal moves
         while await while_running(complete, 1.0) and moves < 6:
             extra = stage.start(state="extra")
+            await stage.until_said(f"pid {extra.pid};")  # before that a signal ends it like any process
             await while_running(complete, 2.5)
             assert await extra.stop() == 0, stage.said()
             moves += 2
