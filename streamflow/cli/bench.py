@@ -177,7 +177,8 @@ def _show(
 ) -> None:
     output.text(
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
-        f"{machine['file_system']}, {machine['system']}, Python {machine['python']}, SQLite {machine['sqlite']}"
+        f"{machine['file_system']}, {machine['system']}, SQLite {machine['sqlite']}, Python {machine['python']} "
+        f"({machine['python_calls_per_second'] / 1e6:.1f} million calls/s)"
     )
     output.text(
         f"One durable SQLite commit: {machine['sqlite_commit_p50_ms']:.2f} ms p50, "

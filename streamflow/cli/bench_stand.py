@@ -58,6 +58,7 @@ class Stand:
     profile: Path | None
     client: sf.Client
     worker: WorkerProcess
+    _restarts: int = 0
 
     @property
     def lines(self) -> Path:
@@ -73,9 +74,11 @@ class Stand:
         handle = await self.client.start(workflow, *args)
         return await handle.result()
 
-    def restart(self, *, state: str = "state") -> None:
+    def restart(self, *, state: str = "state", processes: int = 1) -> None:
         """Another worker on the same log; with another `state` it has to read all of it."""
-        self.worker = _start(self.workers, self.url, self.app, self.folder, self.profile, "-again", state)
+        self._restarts += 1
+        suffix = f"-again-{self._restarts}"
+        self.worker = _start(self.workers, self.url, self.app, self.folder, self.profile, suffix, state, processes)
 
     def disk_bytes(self) -> int:
         """All files of the stand: the log, and the worker's state beside it."""
@@ -116,7 +119,14 @@ async def stand(
 
 
 def _start(
-    workers: Workers, url: str, app: str, folder: Path, profile: Path | None, suffix: str, state: str = "state"
+    workers: Workers,
+    url: str,
+    app: str,
+    folder: Path,
+    profile: Path | None,
+    suffix: str,
+    state: str = "state",
+    processes: int = 1,
 ) -> WorkerProcess:
     return workers.start(
         APP,
@@ -126,6 +136,8 @@ def _start(
         str(folder / state),
         "--max-parallel-steps",
         str(MAX_PARALLEL_STEPS),
+        "--processes",
+        str(1 if profile else processes),  # the profiler sees the process that it started, not those of a fleet
         variables={APP_VARIABLE: app, LINES_VARIABLE: str(folder / "lines.txt")},
         profile=None if profile is None else profile.with_name(f"{profile.stem}{suffix}{profile.suffix}"),
     )

@@ -42,12 +42,20 @@ class Faults:
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 0:
             raise InvalidArguments(f"count of Faults must be an int of at least 0, found {self.count!r}")
+        if isinstance(self.kinds, str):
+            raise InvalidArguments(
+                f"kinds of Faults must be many, found {self.kinds!r}: write kinds={{{self.kinds!r}}}"
+            )
         kinds = frozenset(self.kinds)
         if not kinds or not kinds <= KINDS:
             raise InvalidArguments(f"kinds of Faults must be some of {', '.join(sorted(KINDS))}, found {self.kinds!r}")
         if isinstance(self.without, str | bytes) or not isinstance(self.without, Collection):
             raise InvalidArguments(
                 f"without of Faults must be numbers of faults, as a failure lists them, found {self.without!r}"
+            )
+        if unknown := [each for each in self.without if each not in range(self.count)]:
+            raise InvalidArguments(
+                f"without of Faults must be numbers of its {self.count} faults, counted from 0, found {unknown[0]!r}"
             )
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "without", frozenset(self.without))

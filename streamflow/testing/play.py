@@ -58,7 +58,7 @@ def simulate(
     app: App,
     scenario: Scenario[T],
     *,
-    seed: int = 0,
+    seed: int | None = None,
     seeds: Iterable[int] | None = None,
     **options: Unpack[WorldOptions],
 ) -> Played[T] | list[Played[T]]:
@@ -94,8 +94,8 @@ def simulate(
     check_names("simulate", options, "seed", "seeds")
     _check_scenario(scenario)
     if seeds is None:
-        return _play(scenario, Options(app, seed, **options))
-    if seed != 0:
+        return _play(scenario, Options(app, 0 if seed is None else seed, **options))
+    if seed is not None:
         raise InvalidArguments("seed and seeds exclude each other, found both; give one")
     if isinstance(seeds, int):
         raise InvalidArguments(f"seeds must be many ints, found {seeds!r}: write seeds=range({seeds})")

@@ -189,7 +189,7 @@ class Stage:
     def settle(self) -> None:
         """Let nothing more go wrong, and what is under way arrive; then look whether all that must agree does."""
         end = self.world.now + SETTLING_SECONDS / (1 if self.trouble.count else 5)
-        self.trouble = replace(self.trouble, count=self._drawn)
+        self.trouble = replace(self.trouble, count=self._drawn, without=())
         self.faults.heal()
         self._calm = True
         self.run(lambda: self.world.now >= end)

@@ -202,7 +202,8 @@ class PartitionState:
             oldest = change.offset if known is None else known.oldest
             self._settle(raw, change.created_at, Offsets(oldest, change.offset), writes)
         if not change.attention:
-            writes[b"A" + raw] = None
+            if not change.begins or known is not None:  # a run that is new has no such row
+                writes[b"A" + raw] = None
             self._attended.discard(change.workflow_id)
         elif change.workflow_id not in self._attended:  # a row less of three: the store takes 1.2 us for each
             writes[b"A" + raw] = b""

@@ -126,6 +126,7 @@ def test_notes_say_what_limits_a_figure() -> None:
 def test_the_machine_is_described(tmp_path: Path) -> None:
     machine = describe(tmp_path)
     assert machine["cores"] >= 1
+    assert machine["python_calls_per_second"] > 1e4
     assert machine["memory_bytes"] > 0
     assert machine["file_system"]
     assert list(tmp_path.iterdir()) == []
@@ -150,7 +151,7 @@ def test_figures_read_well(value: float, unit: str, expected: str) -> None:
 def test_the_table_has_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     machine = {
         "processor": "P", "cores": 2, "memory_bytes": 2**34, "file_system": "ext4", "system": "Linux", "python": "3.11",
-        "sqlite": "3.40", "sqlite_commit_p50_ms": 1.0, "sqlite_commit_p99_ms": 2.0,
+        "python_calls_per_second": 4.2e6, "sqlite": "3.40", "sqlite_commit_p50_ms": 1.0, "sqlite_commit_p99_ms": 2.0,
     }  # fmt: skip
     measured = {
         name: [{figure.key: 1.0 * run for figure in workload.figures} for run in (1, 2, 3)]

@@ -194,6 +194,7 @@ def test_the_same_seed_is_the_same_story_in_two_processes():
         ({"seed": "x"}, "seed must be an int, found 'x'; many seeds are seeds=range"),
         ({"seeds": 5}, r"seeds must be many ints, found 5: write seeds=range\(5\)"),
         ({"seed": 1, "seeds": [2]}, "seed and seeds exclude each other"),
+        ({"seed": 0, "seeds": [2]}, "seed and seeds exclude each other"),
         ({"seeds": ()}, r"seeds must be at least one int, found none in \(\): nothing would be tested"),
         ({"seeds": range(0)}, "seeds must be at least one int"),
         ({"faults": -1}, "count of Faults must be an int of at least 0, found -1"),
@@ -234,6 +235,11 @@ def test_what_is_no_scenario_is_refused():
     assert sf.testing.simulate(app, also).result[0] == "paid 5"
     with pytest.raises(sf.InvalidArguments, match="kinds of Faults must be some of compact, crash"):
         sf.testing.Faults(kinds=["flood"])
+    with pytest.raises(sf.InvalidArguments, match=r"must be many, found 'crash': write kinds=\{'crash'\}"):
+        sf.testing.Faults(kinds="crash")
+    with pytest.raises(sf.InvalidArguments, match="numbers of its 3 faults, counted from 0, found 3"):
+        sf.testing.Faults(3, without=[2, 3])
+    assert sf.testing.Faults(3, without=[2]).without == {2}
 
 
 def test_a_step_of_another_app_is_refused():
