@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
+import multiprocessing.connection
+import os
 import re
+import threading
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -121,7 +124,7 @@ def search(seeds: Iterable[int], *, jobs: int) -> Iterator[Verdict]:
         return
     left = iter(seeds)
     under_way: deque[Future[list[Verdict]]] = deque()
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
 
     def hand_out() -> None:
         if chunk := list(islice(left, CHUNK_SEEDS)):
@@ -136,6 +139,18 @@ def search(seeds: Iterable[int], *, jobs: int) -> Iterator[Verdict]:
             yield from verdicts
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Of a process of the pool: its parent may be killed, and then nobody tells it that there is nothing left to do."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a process of the pool"
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
 
 
 def _play_all(seeds: list[int]) -> list[Verdict]:

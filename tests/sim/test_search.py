@@ -129,6 +129,23 @@ def test_no_more_seeds_are_taken_than_are_about_to_be_played():
     assert taken <= (2 * 2 + 1) * CHUNK_SEEDS
 
 
+def test_who_is_killed_leaves_no_process_behind():
+    """Those of the pool have its output: it ends when the last of them has."""
+    text = "for each in search(count(), jobs=2): print(each.seed, flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"from itertools import count\nfrom streamflow.sim.search import search\n{text}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,  # what is left of it says that semaphores leak
+        text=True,
+    ) as asked:
+        try:
+            assert asked.stdout is not None
+            assert asked.stdout.readline() == "0\n"
+        finally:
+            asked.kill()
+        asked.communicate(timeout=60)
+
+
 def test_the_command_says_what_broke_and_exits_with_one(monkeypatch: pytest.MonkeyPatch):
     def broken(self: object, workflow_id: str, result: object, encoded: bytes) -> None:
         raise Violated(f"run {workflow_id}: made up (2)")
