@@ -58,7 +58,6 @@ class Stand:
     profile: Path | None
     client: sf.Client
     worker: WorkerProcess
-    _restarts: int = 0
 
     @property
     def lines(self) -> Path:
@@ -76,8 +75,7 @@ class Stand:
 
     def restart(self, *, state: str = "state", processes: int = 1) -> None:
         """Another worker on the same log; with another `state` it has to read all of it."""
-        self._restarts += 1
-        suffix = f"-again-{self._restarts}"
+        suffix = f"-again-{len(self.workers.all)}"
         self.worker = _start(self.workers, self.url, self.app, self.folder, self.profile, suffix, state, processes)
 
     def disk_bytes(self) -> int:

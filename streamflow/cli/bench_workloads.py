@@ -99,8 +99,8 @@ async def parked(stand: Stand) -> Figures:
         used["seconds"] = window.seconds
     check(asleep, runs, "runs asleep")
     grown, disk = stand.worker.memory_bytes() - memory, stand.disk_bytes() - disk
-    empty = await _ready_again(stand, "restored")
-    kept = await _ready_again(stand, "restored")
+    empty = await _ready_again(stand)
+    kept = await _ready_again(stand)
     return {
         **used,
         "worker_memory_growth_bytes": float(grown),
@@ -112,11 +112,11 @@ async def parked(stand: Stand) -> Figures:
     }
 
 
-async def _ready_again(stand: Stand, state: str) -> float:
-    """Stop the worker and start one with a process for each core on the folder `state`; seconds until it is ready."""
+async def _ready_again(stand: Stand) -> float:
+    """Stop the worker, start one with a process for each core on a folder of their own; seconds until it is ready."""
     await stand.worker.stop()
     began = time.perf_counter()
-    stand.restart(state=state, processes=cores())
+    stand.restart(state="restored", processes=cores())
     await stand.client.list(limit=1)  # every partition has answered
     return time.perf_counter() - began
 

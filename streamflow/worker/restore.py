@@ -199,12 +199,6 @@ class Restorer:
 
 def _check_place(turn: Turn) -> None:
     """Whether the numbers of a turn are such as an owner gives; `ValueError` if the store could not even sort them."""
-    if (
-        1 <= turn.turn <= TURN_MAX
-        and 0 <= turn.at <= INSTANT_MS_MAX
-        and 1 <= len(turn.workflow_id) <= ID_BYTES_MAX // 4
-    ):
-        return  # no character takes more than four bytes
     for name, least, most in (("turn", 1, TURN_MAX), ("at", 0, INSTANT_MS_MAX)):
         if not least <= (found := getattr(turn, name)) <= most:
             raise ValueError(f"expected {name} to be {least} to {most}, found {found}")
