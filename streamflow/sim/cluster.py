@@ -330,6 +330,8 @@ class Cluster:
         self._timers: dict[bytes, float] = {}
         """When the timers are due that stand on their topic, in the world's time."""
         self._due_at = 0.0
+        self.hangs_until = 0.0
+        """When the last of the writes that hang in the network lands: no leap may carry one over."""
         self.landed_at = 0.0
         """When the last record landed."""
         self.landed: list[Callable[[str, int, int], None]] = []
@@ -348,6 +350,7 @@ class Cluster:
         now = self.world.now
         if (
             now - max(self.landed_at, self._due_at) < QUIET_SECONDS
+            or now < self.hangs_until
             or self.weather.down
             or self._cuts
             or self.leaderless

@@ -152,6 +152,8 @@ class SimLane:
         elif batch.fate == "fatal" and self._chance.random() < HANGING:
             self._process.call(self._way.delay(), self._fail)
             at += self._chance.uniform(DELIVERY_SECONDS, LATE_SECONDS_MAX)  # behind those of the next producer
+        if batch.fate in ("late", "fatal"):
+            self._cluster.hangs_until = max(self._cluster.hangs_until, at)
         self._world.at(at, partial(self._arrive, batch))
 
     def _arrive(self, batch: _Batch) -> None:
@@ -160,9 +162,9 @@ class SimLane:
             self._trouble(batch)
             if self._way.weather.down and self._chance.random() < HANGING:
                 batch.fate = "late"  # it hangs in a connection that is not broken
-                self._world.at(
-                    self._world.now + self._chance.uniform(0, LATE_SECONDS_MAX), partial(self._arrive, batch)
-                )
+                at = self._world.now + self._chance.uniform(0, LATE_SECONDS_MAX)
+                self._cluster.hangs_until = max(self._cluster.hangs_until, at)
+                self._world.at(at, partial(self._arrive, batch))
             elif batch.fate not in ("lost", "headless", "late"):
                 self._process.call(RETRY_SECONDS, self._again, batch)
             return

@@ -31,7 +31,7 @@ from msgspec import Struct
 from streamflow.codec.avro import decode_timer, encode_history
 from streamflow.codec.registry import Schemas
 from streamflow.config import Limits
-from streamflow.core.effects import CancelAttempt, Effect, PublishStatus, RecordStart, StartAttempt
+from streamflow.core.effects import CancelAttempt, DropTimer, Effect, PublishStatus, RecordStart, StartAttempt
 from streamflow.core.events import Claim, RunSnapshot, StepStarted, Turn
 from streamflow.core.inputs import CodeFactory
 from streamflow.core.partition import Decided, DecidedTurn, Partition
@@ -49,6 +49,7 @@ from streamflow.worker.rederive import publish_again
 from streamflow.worker.restore import Restorer
 from streamflow.worker.state import Copied, Entry, PartitionRow, PartitionState, change_of
 from streamflow.worker.statuses import Statuses, statuses_since
+from streamflow.worker.strays import Strays
 from streamflow.worker.trimming import Snapshot, Trimmer
 from streamflow.workflow.code import RunCode
 from streamflow.workflow.loop import many_drains
@@ -115,6 +116,7 @@ class Processor:
         self.core = Partition(self, code_of, term=0, consumed=0)
         self.intake = Intake(log, partition, self.state, clock, schemas)
         self.trimmer = Trimmer(self)
+        self.strays = Strays(self)
         self.observer = Observer(code_of)
         self._status_schema = None if schemas is None else schemas.ids.get(STATUS)
         self.schemas = schemas
@@ -152,7 +154,8 @@ class Processor:
                 return
             self.status = ProcessorState.ACTIVE
             self.observer.active()
-            beside += map(self._loop.create_task, (self.trimmer.run(), Statuses(self, self._statuses_from).run()))
+            statuses = Statuses(self, self._statuses_from)
+            beside += map(self._loop.create_task, (self.trimmer.run(), statuses.run(), self.strays.run()))
             beside[0].add_done_callback(self._trimming_ended)
             if await self._until(stopping, self._recover_and_consume(), name="commands"):
                 raise Unavailable(f"partition {self.partition}: {self.log.app}.{COMMANDS} ended: the log was closed")
@@ -369,7 +372,8 @@ class Processor:
         answers, self._answers = self._answers, []
         answers += map(self.intake.bury, decided.dead)
         for workflow_id, effect in decided.answers:
-            answers += self._outgoing((effect,), workflow_id)
+            made = self._outgoing((effect,), workflow_id)
+            self.strays.add(made) if type(effect) is DropTimer else answers.extend(made)
             self._perform_local(workflow_id, (effect,))  # only attempts that run again: their turns are long durable
         if not decided.turns:
             if answers:
@@ -450,6 +454,14 @@ class Processor:
             self._answers_held += len(answers)
         else:
             self._publish(answers, None)
+
+    def answer_up_to(self, end_offset: int, answers: list[Outgoing]) -> None:
+        """Publish what is true only of the newest state, if the history, which ends there, holds no foreign record."""
+        if end_offset > self._next_offset:
+            expected = f"expected the history to end at offset {self._next_offset} at most, found {end_offset}"
+            self._fail(Fenced(f"partition {self.partition}: {expected}: somebody else has written there"))
+        elif not self._failed.done():
+            self._answer_when_durable(answers)
 
     # -- acknowledge -------------------------------------------------------------------------------------------------
 

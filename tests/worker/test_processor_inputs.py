@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -19,12 +20,13 @@ from streamflow.core.commands import (
     StartWorkflow,
     TerminateWorkflow,
 )
+from streamflow.errors import Fenced
 from streamflow.ids import partition_of
-from streamflow.logs.base import COMMANDS
+from streamflow.logs.base import COMMANDS, Record
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.processor import ProcessorState
 from tests.worker import flows
-from tests.worker.harness import run, settle, signal, turns, world
+from tests.worker.harness import World, run, settle, signal, turns, world
 
 # ------------------------------------------------------------------------------------------------------------- commands
 
@@ -332,6 +334,35 @@ def test_timers_that_are_due_make_one_pass_and_no_command():
             assert await it.timers() == []
             assert [await it.state_of(workflow_id) for workflow_id in "abc"] == ["completed"] * 3
             assert len(await it.records(COMMANDS)) == commands
+
+    run(test())
+
+
+def test_an_owner_that_was_replaced_unheard_drops_no_timer_of_its_successor():
+    """It does not know the successor's run, as if the run were gone: its tombstone would let the run sleep for ever."""
+
+    async def nothing(*_: Any, **__: Any) -> AsyncIterator[list[Record]]:
+        await asyncio.Event().wait()
+        yield []
+
+    async def test():
+        async with world(flows.app) as it:
+            await it.kill()
+            it.log.follow = nothing
+            await it.begin()
+            successor = World(flows.app, it.log.log)
+            await successor.begin("successor")
+            await successor.start("a", "sleeps", b"[1]")
+            timers = await it.timers()
+            assert len(timers) == 1
+            await it.fire(*timers)
+            assert await it.timers() == timers
+            assert it.task is not None
+            with pytest.raises(Fenced, match="expected the history to end at offset 2 at most, found 4"):
+                await it.task
+            await successor.fire(*timers)
+            assert (await it.state_of("a"), await it.timers()) == ("completed", [])
+            await successor.stop()
 
     run(test())
 
