@@ -52,7 +52,7 @@ from tests.sim.mutating import Patch, both, mutation, swap
 # -- one owner: the claim and the reading rule -----------------------------------------------------------------------
 
 
-@mutation("1", "2", seeds=1)
+@mutation("1", "2", "3", seeds=1)
 def skip_the_claim() -> Patch:
     """Who takes over goes on where the last owner stopped, under its term."""
 
@@ -266,7 +266,7 @@ def lose_tombstones() -> Patch:
     return swap(processor, "outgoing", outgoing)
 
 
-@mutation("7", seeds=237)
+@mutation("7", seeds=295)
 def leave_late_statuses() -> Patch:
     """What an earlier owner published late stays the last word."""
 
