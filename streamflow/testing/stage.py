@@ -373,6 +373,7 @@ class Stage:
         if (
             self._calm
             or quiet < QUIET_SECONDS
+            or now < self.cluster.hangs_until
             or self.cluster.weather.down
             or not all(machine.is_up and machine.process is not None for machine in self.machines.all)
             or any(process.is_alive and process.is_stopped for process in self.world.processes)
