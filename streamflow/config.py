@@ -26,10 +26,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Turns decided ahead of the log per partition: a second's worth at full speed; then deciding waits."""
 
     pass_inputs_max: int = 256
-    """Runs that a new owner looks at in one pass: 20 to 30 ms of work where they are short, so that the event loop
-    stays responsive. Other passes are bounded by `commands_read_max`, by the timers handed over at once, and by the
-    outcomes that came while turns were under way. A run that must be loaded costs its whole length: 10 ms for 100
-    steps."""
+    """Runs that a new owner looks at, or timers that it takes in, in one pass: 20 to 30 ms of work where the runs are
+    short, so that the event loop stays responsive. Other passes are bounded by `commands_read_max` and by the outcomes
+    that came while turns were under way. A run that must be loaded costs its whole length: 10 ms for 100 steps."""
 
     commands_read_max: int = 512
     """Commands read at once per partition; unread ones stay in the log (back-pressure)."""

@@ -17,7 +17,8 @@ restored. Nothing here performs an effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from itertools import islice
 from typing import Final, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -51,6 +52,9 @@ from streamflow.errors import ErrorInfo
 
 CLOCK_SKEW_MS_MAX: Final = 1000
 """How far a timer may lie ahead of the owner's clock and still count as due: clocks of two hosts differ."""
+
+EVICT_LOOK_MAX: Final = 32
+"""Runs looked at when one must leave memory; the ones used longest ago are mostly free to go."""
 
 COMMANDS_REMEMBERED_MAX: Final = 1_000
 """Commands of earlier runs that a new run of their id still knows: more than senders repeat, and they fit a record."""
@@ -193,6 +197,20 @@ class Partition:
         execution = self.live.pop(workflow_id, None)
         if execution is not None:
             execution.close()
+
+    def evict_above(self, runs_max: int, pinned: Container[str]) -> None:
+        """Let the runs used longest ago leave memory until `runs_max` are left: those that only wait, and no pinned ones."""
+        excess = len(self.live) - runs_max
+        if excess <= 0:
+            return
+        for workflow_id in list(islice(self.live, excess + EVICT_LOOK_MAX)):
+            if self.live[workflow_id].run.open_attempts or workflow_id in pinned:
+                self.live[workflow_id] = self.live.pop(workflow_id)  # to the end: the next look begins behind it
+            else:
+                self.evict(workflow_id)
+                excess -= 1
+                if not excess:
+                    break
 
     def close(self) -> None:
         """Drop all runs from memory."""

@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from enum import StrEnum
 from functools import partial
-from itertools import islice
 from typing import Any, Final
 
 from msgspec import Struct
@@ -59,8 +58,8 @@ log_ = logging.getLogger("streamflow.worker")
 
 CLAIMS_MAX: Final = 5
 """Claims that may be lost to another owner in a row before the processor gives up: the group settles meanwhile."""
-EVICT_LOOK_MAX: Final = 32
-"""Runs looked at when one must leave memory; the ones used longest ago are mostly free to go."""
+FIRED_TOGETHER_MS: Final = 250
+"""Timers handed over at once are taken in as of one instant for so long; then it is the log that holds them up."""
 
 
 class ProcessorState(StrEnum):
@@ -297,18 +296,22 @@ class Processor:
     async def fire(self, timers: Sequence[bytes], at: int) -> None:
         """Take in timers, as their topic has them, that were found due at `at` (ms), once there is room for them.
 
-        Those that come too late, while the processor stops, are never taken in: they are the next owner's.
+        They have one instant, that of their arrival, though no pass takes more of them than keeps it short. Those that
+        come too late, while the processor stops, are never taken in: they are the next owner's.
         """
-        while not self._fires.is_set() or self._is_full():
-            await self._fires.wait()
-            await self._has_room()
-            at = self.clock.now_ms()
-        for timer in map(decode_timer, timers):
-            self.core.timer(timer)
-        self._staged += len(timers)
-        arrived_at = max(self._arrived_at, at) if self._scheduled else at  # however long it took to read them
-        self._wake()
-        self._arrived_at = arrived_at
+        for start in range(0, len(timers), self.limits.pass_inputs_max):
+            while not self._fires.is_set() or self._is_full():
+                await self._fires.wait()
+                await self._has_room()
+                if start == 0 or self.clock.now_ms() - at > FIRED_TOGETHER_MS:
+                    at = self.clock.now_ms()
+            some = timers[start : start + self.limits.pass_inputs_max]
+            for timer in map(decode_timer, some):
+                self.core.timer(timer)
+            self._staged += len(some)
+            arrived_at = max(self._arrived_at, at) if self._scheduled else at  # however long it took to read them
+            self._wake()
+            self._arrived_at = arrived_at
 
     async def _has_room(self) -> None:
         while self._is_full():
@@ -584,16 +587,4 @@ class Processor:
             self._idle.set()
 
     def _evict(self) -> None:
-        """Let the runs used longest ago leave memory, those that only wait."""
-        live = self.core.live
-        excess = len(live) - self.limits.live_runs_max
-        if excess <= 0:
-            return
-        for workflow_id in list(islice(live, excess + EVICT_LOOK_MAX)):
-            if live[workflow_id].run.open_attempts or workflow_id in self._unacknowledged:
-                live[workflow_id] = live.pop(workflow_id)  # to the end, so that the next look begins behind it
-            else:
-                self.core.evict(workflow_id)
-                excess -= 1
-                if not excess:
-                    break
+        self.core.evict_above(self.limits.live_runs_max, self._unacknowledged)

@@ -33,9 +33,8 @@ log_ = logging.getLogger("streamflow.worker.timers")
 READ_RECORDS_MAX: Final = 1_000
 """Records folded in one write batch: a few milliseconds of work. Pairs of set and tombstone within it cost no write."""
 
-FIRE_BATCH_MAX: Final = 500
-"""Timers handed over at once: the owner decides on them in one pass, of about 50 ms where the runs are short or in
-memory; as many commands are read at once."""
+FIRE_BATCH_MAX: Final = 1_000
+"""Timers handed over at once, as of one instant; the owner decides on them in several short passes."""
 
 FIRE_PER_SECOND_MAX: Final = 5_000
 """Long-term rate, a few times what one partition can take in: an outage's backlog must not bury fresh commands."""

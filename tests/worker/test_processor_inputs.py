@@ -400,6 +400,32 @@ def test_timers_wait_for_room_and_count_from_when_there_is():
     run(test())
 
 
+@pytest.mark.parametrize(("held_up_ms", "taken_in_after_ms"), [(200, 0), (5_000, 5_000)])
+def test_timers_that_were_handed_over_together_have_one_instant_unless_the_log_holds_them_up(
+    held_up_ms: int, taken_in_after_ms: int
+):
+    async def test():
+        async with world(flows.app, pass_inputs_max=1, decided_turns_unacknowledged_max=0) as it:
+            await it.start("a", "sleeps", b"[1]")
+            await it.start("b", "sleeps", b"[1]")
+            timers = await it.timers()
+            at = max(timer.fire_at for timer in timers)
+            it.clock.advance_to(at)
+            it.log.hold_appends = True
+            fire = asyncio.create_task(it.processor.fire(list(map(encode_timer, timers)), at))
+            await settle()
+            assert len(it.log.appends) == 1 and not fire.done()
+            it.clock.advance_to(at + held_up_ms)
+            it.log.hold_appends = False
+            await it.log.appends[0].release()
+            await fire
+            await settle()
+            taken_in = [[turn.at for turn in turns(await it.history_of(each.workflow_id))][-1] for each in timers]
+            assert taken_in == [at, at + taken_in_after_ms]
+
+    run(test())
+
+
 def test_timers_wait_until_the_runs_that_need_attention_had_theirs():
     async def test():
         async with world(flows.app) as it:
