@@ -199,7 +199,7 @@ class Partition:
             execution.close()
 
     def evict_above(self, runs_max: int, pinned: Container[str]) -> None:
-        """Let the runs used longest ago leave memory until `runs_max` are left: those that only wait, and no pinned ones."""
+        """Let the runs used longest ago leave memory, those that only wait and are not pinned; `runs_max` are left."""
         excess = len(self.live) - runs_max
         if excess <= 0:
             return
