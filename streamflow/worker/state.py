@@ -191,7 +191,8 @@ class PartitionState:
 
     def _change(self, change: Change, raw: bytes, writes: dict[bytes, bytes | None]) -> None:
         known: Offsets | None = None
-        if change.begins or change.summary is None:
+        # The first turn of an id has nothing to leave: not to ask the store is a twentieth of a restore.
+        if (change.begins and change.turn > 1) or change.summary is None:
             known = self._leave(raw, writes)
         if change.summary is None:
             self._delete_run(change.workflow_id, raw, writes)
