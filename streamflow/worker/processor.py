@@ -30,7 +30,15 @@ from msgspec import Struct
 from streamflow.codec.avro import decode_timer, encode_history
 from streamflow.codec.registry import Schemas
 from streamflow.config import Limits
-from streamflow.core.effects import CancelAttempt, DropTimer, Effect, PublishStatus, RecordStart, StartAttempt
+from streamflow.core.effects import (
+    CancelAttempt,
+    DropTimer,
+    Effect,
+    PublishStatus,
+    RecordStart,
+    StartAttempt,
+    TimerRecord,
+)
 from streamflow.core.events import Claim, RunSnapshot, StepStarted, Turn
 from streamflow.core.inputs import CodeFactory
 from streamflow.core.partition import Decided, DecidedTurn, Partition
@@ -154,8 +162,9 @@ class Processor:
             self.status = ProcessorState.ACTIVE
             self.observer.active()
             statuses = Statuses(self, self._statuses_from)
-            beside += map(self._loop.create_task, (self.trimmer.run(), statuses.run(), self.strays.run()))
-            beside[0].add_done_callback(self._trimming_ended)
+            for name, each in (("trimming", self.trimmer), ("statuses", statuses), ("strays", self.strays)):
+                beside.append(self._loop.create_task(each.run(), name=f"{name}-p{self.partition}"))
+                beside[-1].add_done_callback(self._beside_ended)
             if await self._until(stopping, self._recover_and_consume(), name="commands"):
                 raise Unavailable(f"partition {self.partition}: {self.log.app}.{COMMANDS} ended: the log was closed")
             await end(*beside)
@@ -265,9 +274,9 @@ class Processor:
         if not self._failed.done() and self.status is not ProcessorState.STOPPED:
             self._failed.set_exception(error)
 
-    def _trimming_ended(self, task: asyncio.Task[None]) -> None:
+    def _beside_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log_.error("partition %d: trimming failed", self.partition, exc_info=error)
+            log_.error("partition %d: %s failed", self.partition, task.get_name(), exc_info=error)
             self._fail(error)
 
     # -- intake ------------------------------------------------------------------------------------------------------
@@ -296,9 +305,12 @@ class Processor:
     async def fire(self, timers: Sequence[bytes], at: int) -> None:
         """Take in timers, as their topic has them, that were found due at `at` (ms), once there is room for them.
 
-        They have one instant, that of their arrival, though no pass takes more of them than keeps it short. Those that
-        come too late, while the processor stops, are never taken in: they are the next owner's.
+        Those that come too late, while the processor stops, are never taken in: they are the next owner's.
         """
+        await self.take_in(list(map(decode_timer, timers)), at)
+
+    async def take_in(self, timers: Sequence[TimerRecord], at: int) -> None:
+        """Stage timers. They have one instant, that of their arrival, though no pass takes so many that it is long."""
         for start in range(0, len(timers), self.limits.pass_inputs_max):
             while not self._fires.is_set() or self._is_full():
                 await self._fires.wait()
@@ -306,7 +318,7 @@ class Processor:
                 if start == 0 or self.clock.now_ms() - at > FIRED_TOGETHER_MS:
                     at = self.clock.now_ms()
             some = timers[start : start + self.limits.pass_inputs_max]
-            for timer in map(decode_timer, some):
+            for timer in some:
                 self.core.timer(timer)
             self._staged += len(some)
             arrived_at = max(self._arrived_at, at) if self._scheduled else at  # however long it took to read them
@@ -375,8 +387,8 @@ class Processor:
         answers, self._answers = self._answers, []
         answers += map(self.intake.bury, decided.dead)
         for workflow_id, effect in decided.answers:
-            made = self._outgoing((effect,), workflow_id)
-            self.strays.add(made) if type(effect) is DropTimer else answers.extend(made)
+            if type(effect) is not DropTimer or self.strays.may_drop(effect.timer):
+                answers += self._outgoing((effect,), workflow_id)
             self._perform_local(workflow_id, (effect,))  # only attempts that run again: their turns are long durable
         if not decided.turns:
             if answers:
@@ -458,13 +470,11 @@ class Processor:
         else:
             self._publish(answers, None)
 
-    def answer_up_to(self, end_offset: int, answers: list[Outgoing]) -> None:
-        """Publish what is true only of the newest state, if the history, which ends there, holds no foreign record."""
+    def check_end(self, end_offset: int) -> None:
+        """Fail if the history, which ends there, holds records of somebody else."""
         if end_offset > self._next_offset:
             expected = f"expected the history to end at offset {self._next_offset} at most, found {end_offset}"
             self._fail(Fenced(f"partition {self.partition}: {expected}: somebody else has written there"))
-        elif not self._failed.done():
-            self._answer_when_durable(answers)
 
     # -- acknowledge -------------------------------------------------------------------------------------------------
 

@@ -3,20 +3,21 @@
 A timer is unknown when it is over and its record is still, or again, on the topic. It is unknown, too, to an owner
 that was paused and has not heard of its successor, when a run of the successor has set it: dropped then, that run would
 sleep for ever. The successor claimed the partition before it set any timer, so whoever asks for the end of the history
-*after* it has read the timer sees that somebody else has written there. (Found by the simulator. Commands need no such
-question: they lie on one topic, in one order, so a stale owner has to decide on the run's start before, which the fence
-refuses.)
+*after* it has read the timer sees that somebody else has written there. (Found by the simulator.)
+
+The answer is no verdict, since the run may have begun meanwhile and have set the very same timer: the timer is decided
+on again, and what is unknown then is dropped in that pass, in order with all that it decides.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from streamflow.core.effects import TimerRecord
 from streamflow.errors import Unavailable
-from streamflow.logs.base import HISTORY, Outgoing
+from streamflow.logs.base import HISTORY
 
 if TYPE_CHECKING:
     from streamflow.worker.processor import Processor
@@ -25,31 +26,37 @@ log_ = logging.getLogger("streamflow.worker")
 
 
 class Strays:
-    """Drops unknown timers of one partition. `run` it while active; what is left then is found due again."""
+    """Unknown timers of one partition. `run` it while active; what is left then is found due again."""
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
-        # As many as the timer service hands over at once: one that is handed over again is the same key.
-        self._tombstones: dict[bytes, Outgoing] = {}
+        # As many as the timer service hands over without a tombstone: what is handed over again has the same key.
+        self._asked: dict[bytes, TimerRecord] = {}
+        self._sure: set[bytes] = set()
         self._found = asyncio.Event()
 
-    def add(self, tombstones: Iterable[Outgoing]) -> None:
-        """Drop these, once it is sure that the state is that of the log."""
-        self._tombstones.update((each.key, each) for each in tombstones)
+    def may_drop(self, timer: TimerRecord) -> bool:
+        """Whether this unknown timer is surely nobody else's. If not, the log is asked, and it is decided on again."""
+        if timer.key in self._sure:
+            self._sure.discard(timer.key)
+            return True
+        self._asked[timer.key] = timer
         self._found.set()
+        return False
 
     async def run(self) -> None:
-        """Ask and drop, until cancelled."""
+        """Ask where the history ends and hand the timers over again, until cancelled."""
         processor = self._processor
         while True:
             await self._found.wait()
             self._found.clear()
-            tombstones, self._tombstones = list(self._tombstones.values()), {}
+            timers, self._asked = list(self._asked.values()), {}
             try:
                 end = await processor.log.end_offset(HISTORY, processor.partition)
             except Unavailable as error:
-                log_.warning(
-                    "partition %d: %d timers of no run stay for now: %s", processor.partition, len(tombstones), error
-                )
+                count = len(timers)
+                log_.warning("partition %d: %d timers of no run stay for now: %s", processor.partition, count, error)
                 continue  # the timer service hands them over again
-            processor.answer_up_to(end, tombstones)
+            processor.check_end(end)
+            self._sure = {timer.key for timer in timers}
+            await processor.take_in(timers, processor.clock.now_ms())

@@ -136,6 +136,10 @@ class HandLog:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.log, name)
 
+    def instead(self, **methods: Callable[..., Any]) -> None:
+        """Answer with these in place of the log's own."""
+        vars(self).update(methods)
+
     def append(
         self, partition: int, expected_offset: int, records: Sequence[tuple[bytes, bytes]]
     ) -> asyncio.Future[int]:

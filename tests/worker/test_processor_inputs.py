@@ -13,6 +13,7 @@ from streamflow.codec.avro import encode_command, encode_timer
 from streamflow.config import RECORD_BYTES_MAX
 from streamflow.core.commands import (
     CancelWorkflow,
+    CleanupWorkflow,
     Command,
     FireTimer,
     Query,
@@ -20,13 +21,13 @@ from streamflow.core.commands import (
     StartWorkflow,
     TerminateWorkflow,
 )
-from streamflow.errors import Fenced
+from streamflow.errors import Fenced, InvalidArguments
 from streamflow.ids import partition_of
 from streamflow.logs.base import COMMANDS, Record
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.processor import ProcessorState
 from tests.worker import flows
-from tests.worker.harness import World, run, settle, signal, turns, world
+from tests.worker.harness import START, World, run, settle, signal, turns, world
 
 # ------------------------------------------------------------------------------------------------------------- commands
 
@@ -348,7 +349,7 @@ def test_an_owner_that_was_replaced_unheard_drops_no_timer_of_its_successor():
     async def test():
         async with world(flows.app) as it:
             await it.kill()
-            it.log.follow = nothing
+            it.log.instead(follow=nothing)
             await it.begin()
             successor = World(flows.app, it.log.log)
             await successor.begin("successor")
@@ -363,6 +364,56 @@ def test_an_owner_that_was_replaced_unheard_drops_no_timer_of_its_successor():
             await successor.fire(*timers)
             assert (await it.state_of("a"), await it.timers()) == ("completed", [])
             await successor.stop()
+
+    run(test())
+
+
+def test_an_unknown_timer_is_the_next_runs_where_that_began_while_the_log_was_asked():
+    async def test():
+        async with world(flows.app) as it:
+            at = START + 1_000
+            await it.start("a", "sleeps", b"[1]", start_at=at)
+            (timer,) = await it.timers()
+            await it.send("a", CleanupWorkflow(force=True))
+            assert await it.timers() == []
+            asked, answered = asyncio.Event(), asyncio.Event()
+            end_offset = it.log.log.end_offset
+
+            async def slow(topic: str, partition: int) -> int:
+                end = await end_offset(topic, partition)
+                asked.set()
+                await answered.wait()
+                return end
+
+            it.log.instead(end_offset=slow)
+            await it.fire(timer)
+            await asked.wait()
+            await it.start("a", "sleeps", b"[1]", start_at=at)  # the same id and instant: the same key
+            answered.set()
+            await settle()
+            assert await it.state_of("a") == "running"
+            (sleeping,) = await it.timers()
+            assert sleeping.kind == "sleep"
+
+    run(test())
+
+
+def test_what_asking_for_the_end_of_the_history_raises_fails_the_processor(caplog: pytest.LogCaptureFixture):
+    async def test():
+        async with world(flows.app) as it:
+            await it.start("a", "sleeps", b"[1]")
+            (timer,) = await it.timers()
+            await it.send("a", CleanupWorkflow(force=True))
+
+            async def denied(topic: str, partition: int) -> int:
+                raise InvalidArguments("this principal may not read test.history")
+
+            it.log.instead(end_offset=denied)
+            await it.fire(timer)
+            assert it.task is not None
+            with pytest.raises(InvalidArguments, match="may not read"):
+                await it.task
+            assert "strays-p0 failed" in caplog.text
 
     run(test())
 
