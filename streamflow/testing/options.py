@@ -46,14 +46,15 @@ class Faults:
             raise InvalidArguments(
                 f"kinds of Faults must be many, found {self.kinds!r}: write kinds={{{self.kinds!r}}}"
             )
-        kinds = frozenset(self.kinds)
+        known = isinstance(self.kinds, Collection) and all(isinstance(each, str) for each in self.kinds)
+        kinds = frozenset(self.kinds if known else ())
         if not kinds or not kinds <= KINDS:
             raise InvalidArguments(f"kinds of Faults must be some of {', '.join(sorted(KINDS))}, found {self.kinds!r}")
         if isinstance(self.without, str | bytes) or not isinstance(self.without, Collection):
             raise InvalidArguments(
                 f"without of Faults must be numbers of faults, as a failure lists them, found {self.without!r}"
             )
-        if unknown := [each for each in self.without if each not in range(self.count)]:
+        if unknown := [each for each in self.without if type(each) is not int or each not in range(self.count)]:
             raise InvalidArguments(
                 f"without of Faults must be numbers of its {self.count} faults, counted from 0, found {unknown[0]!r}"
             )
@@ -111,6 +112,8 @@ class Options:
     def __post_init__(self) -> None:
         if not isinstance(self.app, App):
             raise InvalidArguments(f"app must be a streamflow.App, found {self.app!r}")
+        if not isinstance(self.crash_after_every_turn, bool):
+            raise InvalidArguments(f"crash_after_every_turn must be a bool, found {self.crash_after_every_turn!r}")
         for name in ("workers", "partitions", "steps_max"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

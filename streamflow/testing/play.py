@@ -99,6 +99,8 @@ def simulate(
         raise InvalidArguments("seed and seeds exclude each other, found both; give one")
     if isinstance(seeds, int):
         raise InvalidArguments(f"seeds must be many ints, found {seeds!r}: write seeds=range({seeds})")
+    if not isinstance(seeds, Iterable):
+        raise InvalidArguments(f"seeds must be many ints, found {seeds!r}: write seeds=range(50)")
     played = [_play(scenario, Options(app, each, **options)) for each in seeds]
     if not played:
         raise InvalidArguments(f"seeds must be at least one int, found none in {seeds!r}: nothing would be tested")

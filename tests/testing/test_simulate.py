@@ -237,8 +237,17 @@ def test_what_is_no_scenario_is_refused():
         sf.testing.Faults(kinds=["flood"])
     with pytest.raises(sf.InvalidArguments, match=r"must be many, found 'crash': write kinds=\{'crash'\}"):
         sf.testing.Faults(kinds="crash")
+    for kinds in (None, 5, [["crash"]], ()):
+        with pytest.raises(sf.InvalidArguments, match="kinds of Faults must be some of compact, crash"):
+            sf.testing.Faults(kinds=kinds)  # type: ignore[arg-type]
     with pytest.raises(sf.InvalidArguments, match="numbers of its 3 faults, counted from 0, found 3"):
         sf.testing.Faults(3, without=[2, 3])
+    with pytest.raises(sf.InvalidArguments, match="numbers of its 3 faults, counted from 0, found True"):
+        sf.testing.Faults(3, without=[True])
+    with pytest.raises(sf.InvalidArguments, match="crash_after_every_turn must be a bool, found 'no'"):
+        sf.testing.simulate(app, place, crash_after_every_turn="no")  # type: ignore[call-overload]
+    with pytest.raises(sf.InvalidArguments, match=r"seeds must be many ints, found <object .*write seeds=range\(50\)"):
+        sf.testing.simulate(app, place, seeds=object())  # type: ignore[call-overload]
     assert sf.testing.Faults(3, without=[2]).without == {2}
 
 
