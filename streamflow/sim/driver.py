@@ -168,8 +168,8 @@ class Driver:
     async def _start_from_outside(self, client: Client, workflow_id: str, workflow: str, planned: Plan) -> Handle[Any]:
         """A producer in another language writes the command, to any partition, and knows nothing of what follows.
 
-        A brief run's goes where it belongs: a worker that loses its store forwards a command once more if no turn said
-        since that it was consumed, and whoever has forgotten the run by then begins it again (README, limits).
+        A brief run's goes where it belongs: a new owner forwards a command once more if no turn said since that it was
+        consumed, and whoever has forgotten the run by then begins it again. The README says so.
         """
         body = StartWorkflow(
             workflow=workflow, args=encode_value([planned.program]), delay_ms=round(planned.delay * 1000) or None

@@ -138,7 +138,7 @@ def take_a_failed_append_for_a_good_one() -> Patch:
     return swap(Processor, "_acknowledged", acknowledged)
 
 
-@mutation("1", "4", seeds=1)
+@mutation("1", "4", "7", seeds=1)
 def restore_one_record_less() -> Patch:
     """A store that is opened again is taken for one record older than it is."""
     usual = Restorer.__init__
