@@ -33,6 +33,10 @@ class Limits(Struct, frozen=True, kw_only=True):
     commands_read_max: int = 512
     """Commands read at once per partition; unread ones stay in the log (back-pressure)."""
 
+    consumed_unsaid_max: int = 512
+    """Commands without effect on a run (questions, repeats) after which the history says that they are consumed: a new
+    owner looks at so many again. Those that were forwarded or buried are said at once."""
+
     published_offset_batches: int = 100
     """Appends without anything to publish after which the published offset is moved alone: so much a new owner derives
     again for nothing."""

@@ -31,6 +31,7 @@ from streamflow.codec.avro import decode_history
 from streamflow.codec.turns import turns_of
 from streamflow.core.events import (
     Claim,
+    Consumed,
     Event,
     RunCancelled,
     RunCompleted,
@@ -175,6 +176,8 @@ class History:
         if isinstance(record, Claim):
             parts.drop()
             self.claims.append((partition, record))
+            return None
+        if isinstance(record, Consumed):
             return None
         whole = parts.add(record)
         if isinstance(whole, RunSnapshot):  # the run so far: what there was of it before may be trimmed

@@ -31,7 +31,7 @@ from streamflow.codec.envelope import (
 from streamflow.codec.foreign import refuse_endless, refuse_unreadable, without_logical_types
 from streamflow.core.commands import BODIES, Command
 from streamflow.core.effects import DeadLetter, Reply, StatusRecord, StepTask, TimerRecord
-from streamflow.core.events import EVENTS, Applied, Claim, HistoryRecord, RemoteCall, RunSnapshot, Turn
+from streamflow.core.events import EVENTS, Applied, Claim, Consumed, HistoryRecord, RemoteCall, RunSnapshot, Turn
 from streamflow.errors import ErrorInfo
 
 T = TypeVar("T")
@@ -151,7 +151,7 @@ def command_codec() -> Codec[Command]:
 @cache
 def history_codec() -> Codec[HistoryRecord]:
     """The codec of `<app>.history`."""
-    return Codec("History", _classes(Claim, Turn, RunSnapshot, Applied, ErrorInfo, RemoteCall, more=EVENTS))
+    return Codec("History", _classes(Claim, Turn, RunSnapshot, Consumed, Applied, ErrorInfo, RemoteCall, more=EVENTS))
 
 
 @cache

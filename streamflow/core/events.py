@@ -321,4 +321,13 @@ class RunSnapshot(Struct, frozen=True, kw_only=True):
     last: bool = True
 
 
-HistoryRecord: TypeAlias = Claim | Turn | RunSnapshot
+class Consumed(Struct, frozen=True, kw_only=True):
+    """How far commands are consumed where no turn says so: they were another partition's, or changed no run."""
+
+    term: int
+    seq: int
+    at: int
+    consumed: int
+
+
+HistoryRecord: TypeAlias = Claim | Turn | RunSnapshot | Consumed

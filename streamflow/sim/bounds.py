@@ -29,7 +29,7 @@ from typing import Final, cast
 
 from streamflow.codec.avro import decode_history
 from streamflow.config import Limits
-from streamflow.core.events import RunSnapshot, Turn
+from streamflow.core.events import Claim, RunSnapshot, Turn
 from streamflow.logs.base import COMMANDS, HISTORY, STATUS, TIMERS, Record
 from streamflow.sim.cluster import Cluster
 from streamflow.sim.log import SimLog
@@ -73,7 +73,7 @@ class BoundedLog(SimLog):
         future = super().append(partition, expected_offset, records)
         if turns:
             self._appends[partition] = [*before, (future, count)]
-        elif not copied:
+        elif any(isinstance(record, Claim) for record in decoded):
             self._appends[partition] = []
         return future
 

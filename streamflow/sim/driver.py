@@ -28,7 +28,6 @@ from streamflow.errors import (
     WorkflowNotFound,
     WorkflowTerminated,
 )
-from streamflow.ids import partition_of
 from streamflow.logs.base import COMMANDS
 from streamflow.sim import programs
 from streamflow.sim.cluster import Cluster
@@ -166,18 +165,12 @@ class Driver:
         return handle
 
     async def _start_from_outside(self, client: Client, workflow_id: str, workflow: str, planned: Plan) -> Handle[Any]:
-        """A producer in another language writes the command, to any partition, and knows nothing of what follows.
-
-        A brief run's goes where it belongs: a new owner forwards a command once more if no turn said since that it was
-        consumed, and whoever has forgotten the run by then begins it again. The README says so.
-        """
+        """A producer in another language writes the command, to any partition, and knows nothing of what follows."""
         body = StartWorkflow(
             workflow=workflow, args=encode_value([planned.program]), delay_ms=round(planned.delay * 1000) or None
         )
         command = Command(command_id=f"start of {workflow_id}", workflow_id=workflow_id, sent_at=0, body=body)
         partition = self.story.randrange(self.cluster.partitions)
-        if planned.brief:
-            partition = partition_of(workflow_id, self.cluster.partitions)
         self.cluster.land(COMMANDS, partition, [(workflow_id.encode(), encode_command(command))])
         handle = client.handle(workflow_id)
         while True:

@@ -20,7 +20,7 @@ from streamflow.codec.avro import decode_command, decode_history, decode_status,
 from streamflow.codec.envelope import DecodeError
 from streamflow.core.commands import ReportAttempt
 from streamflow.core.effects import DispatchAttempt, DropTimer, SetTimer, StepTask
-from streamflow.core.events import Event, RunCreated, RunDeleted, RunSnapshot, Turn
+from streamflow.core.events import Consumed, Event, RunCreated, RunDeleted, RunSnapshot, Turn
 from streamflow.core.machines.run import Run
 from streamflow.core.reading import join
 from streamflow.ids import partition_of
@@ -86,9 +86,11 @@ class Kept:
 
     # -- what lands --------------------------------------------------------------------------------------------------
 
-    def _counted(self, partition: int, offset: int, record: Turn | RunSnapshot) -> None:
+    def _counted(self, partition: int, offset: int, record: Turn | RunSnapshot | Consumed) -> None:
         self._counting[partition].add(offset)
         self._consumed[partition] = max(self._consumed[partition], record.consumed)
+        if isinstance(record, Consumed):
+            return
         if record.part == 0:
             self._first[partition], self._parts[partition] = offset, []
         if isinstance(record, RunSnapshot):

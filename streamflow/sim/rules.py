@@ -18,7 +18,9 @@ from streamflow.core.effects import StatusRecord
 from streamflow.core.events import (
     CancelRequested,
     Claim,
+    Consumed,
     Event,
+    HistoryRecord,
     RunBlocked,
     RunCancelled,
     RunCompleted,
@@ -161,7 +163,7 @@ class Rules:
         self.readers = [_Reader(partition) for partition in range(cluster.partitions)]
         self.turned: list[Callable[[Turn, list[Any]], None]] = []
         """Called with each valid turn and its events."""
-        self.counted: list[Callable[[int, int, Turn | RunSnapshot], None]] = []
+        self.counted: list[Callable[[int, int, Turn | RunSnapshot | Consumed], None]] = []
         """Called with partition, offset and each record that counts but claims; of a turn before `turned`."""
         self.claimed: list[Callable[[int, int], None]] = []
         """Called with partition and offset of each claim that counts."""
@@ -199,7 +201,7 @@ class Rules:
 
     # -- 1: one owner ------------------------------------------------------------------------------------------------
 
-    def _history(self, reader: _Reader, record: Claim | Turn | RunSnapshot, offset: int) -> None:
+    def _history(self, reader: _Reader, record: HistoryRecord, offset: int) -> None:
         """1. Terms only grow; of a term only what follows its claim without a gap counts."""
         if isinstance(record, Claim):
             if record.term > reader.term:
@@ -227,6 +229,14 @@ class Rules:
             count(reader.partition, offset, record)
         if isinstance(record, RunSnapshot):
             self.mark("snapshot")
+            return
+        if isinstance(record, Consumed):
+            if record.consumed <= reader.consumed:
+                raise Violated(
+                    f"history[{reader.partition}] at {offset}: {record.consumed} are consumed, as before (1)"
+                )
+            reader.consumed = record.consumed
+            self.mark("consumed without a turn")
             return
         if record.part == 0:
             reader.parts = []

@@ -39,13 +39,14 @@ from streamflow.core.effects import (
     StartAttempt,
     TimerRecord,
 )
-from streamflow.core.events import Claim, RunSnapshot, StepStarted, Turn
+from streamflow.core.events import Claim, StepStarted, Turn
 from streamflow.core.inputs import CodeFactory
 from streamflow.core.partition import Decided, DecidedTurn, Partition
 from streamflow.errors import Fenced, Unavailable
 from streamflow.logs.base import COMMANDS, STATUS, Log, Outgoing, Record
 from streamflow.store.base import Store
 from streamflow.worker.clock import Clock
+from streamflow.worker.consumed import Unsaid, consumed_record
 from streamflow.worker.ending import end, error_of
 from streamflow.worker.executor import Attempt, AttemptOutcome, Executor
 from streamflow.worker.intake import Intake
@@ -141,11 +142,12 @@ class Processor:
         self._next_offset = 0
         self._batches: deque[Batch] = deque()
         self.turns_in_flight = 0  # decided, and not known to be durable
-        self._publishes = 0
+        self.publishes = 0  # under way
         self._outgoing_in_flight = 0
         self._unpublished = 0
         self.published = 0  # everything derived from the history below is published
         self._staged = 0
+        self._unsaid = Unsaid(limits.consumed_unsaid_max)
         self._unacknowledged: dict[str, list[Turn]] = {}
         self._answers: list[Outgoing] = []
         self._answers_held = 0  # which wait for an append to become durable
@@ -219,6 +221,7 @@ class Processor:
             )
             self.core.at = max(restorer.at, claim.at)
             self.core.seq = 0
+            self._unsaid.said(restorer.consumed)
             self.state.apply([], self._row(claim.term, 0, restorer.consumed), applied_offset=self._next_offset)
             await self._publish_again()
             return
@@ -262,7 +265,7 @@ class Processor:
         self._pass()
         try:
             async with asyncio.timeout(self.limits.stop_seconds):
-                while (self._batches or self._publishes) and not self._failed.done():
+                while (self._batches or self.publishes) and not self._failed.done():
                     self._idle.clear()
                     waiter = self._loop.create_task(self._idle.wait())
                     await asyncio.wait((waiter, self._failed), return_when=asyncio.FIRST_COMPLETED)
@@ -294,7 +297,8 @@ class Processor:
         await self._has_room()
         found = self.intake.sort([record for record in records if record.offset >= self.core.next_command])
         if found.elsewhere:
-            await self.log.publish(found.elsewhere)  # first: a turn may say that they are consumed
+            await self.log.publish(found.elsewhere)  # first: a record may say that they are consumed
+            self._unsaid.hurry()
         for offset, command in found.commands:
             self.core.command(offset, command)
         self.core.skip(records[-1].offset)
@@ -386,6 +390,8 @@ class Processor:
     def _hand_over(self, decided: Decided) -> None:
         answers, self._answers = self._answers, []
         answers += map(self.intake.bury, decided.dead)
+        if decided.dead:
+            self._unsaid.hurry()
         for workflow_id, effect in decided.answers:
             if type(effect) is not DropTimer or self.strays.may_drop(effect.timer):
                 answers += self._outgoing((effect,), workflow_id)
@@ -393,6 +399,8 @@ class Processor:
         if not decided.turns:
             if answers:
                 self._answer_when_durable(answers)
+            elif self._unsaid.is_due(self.core.consumed) and not self.publishes:  # said, it is never answered again
+                self._append([(b"", consumed_record(self.core))], [], [], [])
             self._evict()
             return
         records: list[tuple[bytes, bytes]] = []
@@ -419,7 +427,8 @@ class Processor:
     ) -> asyncio.Future[int]:
         future = self.log.append(self.partition, self._next_offset, records)
         self._next_offset += len(records)
-        self.turns_in_flight += len(turns)
+        self._unsaid.said(self.core.consumed)
+        self.turns_in_flight += max(1, len(turns))
         row = self._row(self.core.term, self.core.seq, self.core.consumed)
         self._answers_held += len(answers)
         self._batches.append(Batch(time.perf_counter(), self._next_offset, row, entries, turns, answers))
@@ -433,16 +442,7 @@ class Processor:
         records: list[tuple[bytes, bytes]] = []
         entries: list[Entry] = []
         for item in snapshots:
-            snapshot = RunSnapshot(
-                workflow_id=item.workflow_id,
-                turn=item.turn,
-                term=self.core.term,
-                seq=self.core.seq + 1,
-                at=self.core.at,
-                consumed=self.core.consumed,
-                turns=item.turns,
-            )
-            values = snapshot_records(snapshot)
+            values = snapshot_records(item, self.core)
             self.core.seq += len(values)
             entries.append(Copied(item.workflow_id, self._next_offset + len(records), item.first_turn))
             records += [(item.workflow_id.encode(), value) for value in values]
@@ -456,11 +456,6 @@ class Processor:
     def outbox_lag(self) -> int:
         """Records that durable turns made for other topics, and that the log has not acknowledged yet."""
         return self._outgoing_in_flight
-
-    @property
-    def is_publishing(self) -> bool:
-        """Whether a publish is under way."""
-        return self._publishes > 0
 
     def _answer_when_durable(self, answers: list[Outgoing]) -> None:
         """What was answered may rest on turns that are not durable yet: it leaves after them."""
@@ -486,7 +481,7 @@ class Processor:
         if self._failed.done() or self.status is ProcessorState.STOPPED:
             return
         batch = self._batches.popleft()
-        self.turns_in_flight -= len(batch.turns)
+        self.turns_in_flight -= max(1, len(batch.turns))
         try:
             self.state.apply(batch.entries, batch.row, applied_offset=batch.end_offset)
             self._perform(batch)
@@ -577,13 +572,13 @@ class Processor:
 
     def _send(self, records: list[Outgoing], published: int | None) -> asyncio.Future[None]:
         future = self.log.publish(records, published=None if published is None else (self.partition, published))
-        self._publishes += 1
+        self.publishes += 1
         self._outgoing_in_flight += len(records)
         future.add_done_callback(partial(self._sent, len(records), published))
         return future
 
     def _sent(self, records: int, published: int | None, future: asyncio.Future[None]) -> None:
-        self._publishes -= 1
+        self.publishes -= 1
         self._outgoing_in_flight -= records
         if (error := error_of(future)) is not None:
             self._fail(error)
@@ -593,8 +588,10 @@ class Processor:
         self.trimmer.moved(self.state.applied_offset)
         if not self._is_full():
             self._room.set()
-        if not self._publishes:
+        if not self.publishes:
             self._idle.set()
+            if self._unsaid.is_due(self.core.consumed):
+                self._wake()
 
     def _evict(self) -> None:
         self.core.evict_above(self.limits.live_runs_max, self._unacknowledged)

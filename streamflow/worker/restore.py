@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 from streamflow.codec.avro import decode_history, encode_history
 from streamflow.codec.envelope import DecodeError
 from streamflow.codec.turns import turns_of
-from streamflow.core.events import INSTANT_MS_MAX, Claim, RunCreated, RunDeleted, RunSnapshot, Turn
+from streamflow.core.events import INSTANT_MS_MAX, Claim, Consumed, RunCreated, RunDeleted, RunSnapshot, Turn
 from streamflow.core.machines.run import Run, RunState
 from streamflow.core.machines.table import IllegalTransition
 from streamflow.core.reading import Assembler, ReadingRule
@@ -127,9 +127,11 @@ class Restorer:
             if self.rule.gap:
                 self.parts.drop()  # the rest of them never counts
             return
-        if isinstance(decoded, Claim):
+        if isinstance(decoded, Claim | Consumed):
             self.parts.drop()
             self.at = max(self.at, decoded.at)
+            if isinstance(decoded, Consumed):
+                self.consumed = max(self.consumed, decoded.consumed)
             return
         if decoded.part == 0:
             self._parts_offset = record.offset

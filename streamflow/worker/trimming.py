@@ -185,7 +185,7 @@ class Trimmer:
         forget that a publish has failed of which the processor is yet to hear.
         """
         while self.processor.published < cut:
-            if not self.processor.is_publishing:
+            if not self.processor.publishes:
                 self.processor.publish_offset()
             await self._next_move()
 

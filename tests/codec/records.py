@@ -13,7 +13,7 @@ from msgspec import structs
 from streamflow.codec import avro
 from streamflow.core.commands import Command
 from streamflow.core.effects import DeadLetter, Reply, StatusRecord, StepTask, TimerRecord
-from streamflow.core.events import Claim, RunSnapshot, Turn
+from streamflow.core.events import Claim, Consumed, RunSnapshot, Turn
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -32,7 +32,13 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("Command", (Command,), avro.encode_command, avro.decode_command, avro.command_codec),
-        Kind("History", (Claim, Turn, RunSnapshot), avro.encode_history, avro.decode_history, avro.history_codec),
+        Kind(
+            "History",
+            (Claim, Turn, RunSnapshot, Consumed),
+            avro.encode_history,
+            avro.decode_history,
+            avro.history_codec,
+        ),
         Kind("StepTask", (StepTask,), avro.encode_task, avro.decode_task, avro.task_codec),
         Kind("Timer", (TimerRecord,), avro.encode_timer, avro.decode_timer, avro.timer_codec),
         Kind("Status", (StatusRecord,), avro.encode_status, avro.decode_status, avro.status_codec),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from streamflow.codec.envelope import schema_folder
 from streamflow.core import effects, events
 from streamflow.core.commands import (
     BODIES,
@@ -107,6 +108,7 @@ EXAMPLES = {
         part=1,
         last=False,
     ),
+    "History.Consumed": events.Consumed(term=3, seq=993, at=AT, consumed=12),
     "StepTask": effects.StepTask(
         workflow_id="order-7f3a",
         run=2,
@@ -164,3 +166,19 @@ def test_the_bytes_are_those_of_the_release(name):
     golden = bytes.fromhex(path.read_text().strip())
     assert kind.encode(EXAMPLES[name]).hex() == golden.hex(), RULE
     assert kind.decode(golden) == EXAMPLES[name], RULE
+
+
+OLD = sorted(GOLDEN.glob("[0-9]*/*.hex"))
+
+
+@pytest.mark.parametrize("path", OLD, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_what_an_older_schema_wrote_is_read_as_ever(path: Path):
+    kind = KINDS[path.name.partition(".")[0]]
+    written = bytes.fromhex(path.read_text().strip())
+    assert written != kind.encode(EXAMPLES[path.stem])
+    assert kind.decode(written) == EXAMPLES[path.stem], RULE
+
+
+def test_there_are_bytes_of_each_older_schema():
+    older = {tuple(path.stem.split(".")) for path in (schema_folder() / "old").glob("*.avsc")}
+    assert older == {(path.name.partition(".")[0], path.parent.name) for path in OLD}

@@ -14,7 +14,7 @@ from msgspec import NODEFAULT
 
 from streamflow.codec import avro, envelope
 from streamflow.core.commands import BODIES, Command, SignalWorkflow, StartWorkflow
-from streamflow.core.events import EVENTS, Claim, RunSnapshot, Turn
+from streamflow.core.events import EVENTS, Claim, Consumed, RunSnapshot, Turn
 from tests.codec.records import KINDS, fields_of
 
 FILES = sorted(envelope.schema_folder().glob("*.avsc"))
@@ -58,7 +58,7 @@ def test_unions_are_in_the_order_of_the_classes():
     command = json.loads((envelope.schema_folder() / "Command.avsc").read_text())
     history = json.loads((envelope.schema_folder() / "History.avsc").read_text())
     assert union_of(command, "body") == [cls.__name__ for cls in BODIES]
-    assert [branch["name"] for branch in history] == [cls.__name__ for cls in (Claim, Turn, RunSnapshot)]
+    assert [branch["name"] for branch in history] == [cls.__name__ for cls in (Claim, Turn, RunSnapshot, Consumed)]
     assert union_of(history[1], "events") == [cls.__name__ for cls in EVENTS]
 
 

@@ -157,6 +157,9 @@ class History:
             partition.term_seen = max(partition.term_seen, value["term"])
             partition.claims.append(ClaimFacts(record.offset, record.at, value["owner"]))
             return
+        if value["kind"] == "Consumed":
+            self._instant(record, partition, value)
+            return
         whole = partition.reading.whole(value)
         if whole is None:
             return
@@ -169,7 +172,8 @@ class History:
 
     def _instant(self, record: Record, partition: PartitionFacts, whole: Value) -> None:
         """Consumed offsets and instants only grow."""
-        where = f"run {whole['workflow_id']}, turn {whole['turn']}, history[{record.partition}] at {record.offset}"
+        who = f"run {whole['workflow_id']}, turn {whole['turn']}, " if "turn" in whole else ""
+        where = f"{who}history[{record.partition}] at {record.offset}"
         before = partition.consumed[-1][0] if partition.consumed else 0
         if whole["consumed"] < before:
             self.violations.append(

@@ -251,7 +251,7 @@ def trimmed(history: History, topics: Topics) -> Iterator[Violation]:
     for record in topics.history_left:
         reading = readings.setdefault(record.partition, Reading())
         value = record.value
-        if value is None or not reading.counts(value) or value["kind"] == "Claim":
+        if value is None or not reading.counts(value) or value["kind"] in ("Claim", "Consumed"):
             continue
         whole = reading.whole(value)
         if whole is not None:
