@@ -18,6 +18,7 @@ SITUATIONS: Final[Mapping[str, str]] = {
     "claim lost": "two owners claimed, and one was later",
     "command on the wrong partition": "whoever sent it has another idea of the partitions: it is forwarded",
     "command repeated": "sent twice, it must count once",
+    "consumed without a turn": "a record of its own says so",
     "dead letter": "what is no command is kept for somebody to look at",
     "end of a brief run missed": "who asks for its result comes too late: it is forgotten",
     "gap": "a record was lost, and one behind it landed",
