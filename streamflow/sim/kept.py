@@ -103,14 +103,18 @@ class Kept:
     def _turned(self, turn: Turn, events: list[Event]) -> None:
         workflow_id, partition = turn.workflow_id, partition_of(turn.workflow_id, self.cluster.partitions)
         due, offset = self._due[partition], self.cluster.stream(HISTORY, partition).end - 1
+        is_gone = False
         for event in events:
             if isinstance(event, RunCreated):
                 self._begun[workflow_id] = turn.turn
+                is_gone = False
             elif isinstance(event, RunDeleted):
                 self._forget(partition, workflow_id)
-                due[STATUS, workflow_id.encode(), 0] = offset, workflow_id
                 self.cluster.reached("a run was deleted", self.cluster.sender)
-                return
+                is_gone = True
+        if is_gone:  # and nothing begins anew under its id within the turn, whose status would be the last word
+            due[STATUS, workflow_id.encode(), 0] = offset, workflow_id
+            return
         run = self._runs.setdefault(workflow_id, Run(workflow_id=workflow_id))
         self._places.setdefault(workflow_id, {})[turn.turn] = self._first[partition]
         set_now: set[bytes] = set()

@@ -271,6 +271,9 @@ class Rules:
                 self._as_asked(event, turn, where)
         # A run that begins again under its id takes along what was applied before, or that would be applied again.
         begins = any(type(event) is RunCreated for event in turn.events)
+        if begins and not facts.turns:  # the run before it was deleted in the same turn
+            facts.turn = turn.turn
+            facts.turns.append(turn)
         for command in turn.commands:
             if command.command_id in facts.commands and not begins:
                 raise Violated(f"{where}: command {command.command_id} takes effect a second time (3)")
