@@ -195,12 +195,12 @@ def decode_command(data: bytes, schema_of: SchemaOf | None = None) -> Command:
 
 
 def encode_history(record: HistoryRecord) -> bytes:
-    """A claim, a turn or a snapshot as bytes."""
+    """A claim, a turn, a snapshot or what is consumed as bytes."""
     return history_codec().encode(record)
 
 
 def decode_history(data: bytes, schema_of: SchemaOf | None = None) -> HistoryRecord:
-    """A claim, a turn or a snapshot from bytes."""
+    """A claim, a turn, a snapshot or what is consumed from bytes."""
     return history_codec().decode(data, schema_of)
 
 

@@ -298,7 +298,7 @@ class Processor:
         found = self.intake.sort([record for record in records if record.offset >= self.core.next_command])
         if found.elsewhere:
             await self.log.publish(found.elsewhere)  # first: a record may say that they are consumed
-            self._unsaid.hurry()
+            self._unsaid.hurry(records[-1].offset + 1)
         for offset, command in found.commands:
             self.core.command(offset, command)
         self.core.skip(records[-1].offset)
@@ -391,15 +391,17 @@ class Processor:
         answers, self._answers = self._answers, []
         answers += map(self.intake.bury, decided.dead)
         if decided.dead:
-            self._unsaid.hurry()
+            self._unsaid.hurry(self.core.consumed)
         for workflow_id, effect in decided.answers:
             if type(effect) is not DropTimer or self.strays.may_drop(effect.timer):
                 answers += self._outgoing((effect,), workflow_id)
             self._perform_local(workflow_id, (effect,))  # only attempts that run again: their turns are long durable
+        self.strays.decided()
         if not decided.turns:
             if answers:
                 self._answer_when_durable(answers)
-            elif self._unsaid.is_due(self.core.consumed) and not self.publishes:  # said, it is never answered again
+            elif self._unsaid.is_due(self.core.consumed) and not (self.publishes or self._answers_held):
+                # Not before all answers are out: what is said to be consumed is never answered again.
                 self._append([(b"", consumed_record(self.core))], [], [], [])
             self._evict()
             return

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from streamflow.codec.avro import decode_history, encode_history
-from streamflow.codec.envelope import DecodeError
+from streamflow.codec.envelope import DecodeError, UnknownSchema
 from streamflow.codec.turns import turns_of
 from streamflow.core.events import INSTANT_MS_MAX, Claim, Consumed, RunCreated, RunDeleted, RunSnapshot, Turn
 from streamflow.core.machines.run import Run, RunState
@@ -120,6 +120,11 @@ class Restorer:
             self._refuse(record, "expected a claim or a turn, found a tombstone")
         try:
             decoded = decode_history(record.value)
+        except UnknownSchema as error:  # no damage: nothing is to be restored from a copy
+            raise CorruptLog(
+                f"history partition {self.partition}, offset {record.offset}: {error} "
+                f"Nothing is damaged: a newer version of streamflow has written it, so upgrade this worker"
+            ) from None
         except DecodeError as error:
             self._refuse(record, f"expected a claim or a turn, {error}")
         self.offset = record.offset + 1

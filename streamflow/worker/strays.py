@@ -32,17 +32,21 @@ class Strays:
         self._processor = processor
         # As many as the timer service hands over without a tombstone: what is handed over again has the same key.
         self._asked: dict[bytes, TimerRecord] = {}
+        # Those that the next pass decides on; what it makes of them, they are not sure any more after it.
         self._sure: set[bytes] = set()
         self._found = asyncio.Event()
 
     def may_drop(self, timer: TimerRecord) -> bool:
         """Whether this unknown timer is surely nobody else's. If not, the log is asked, and it is decided on again."""
         if timer.key in self._sure:
-            self._sure.discard(timer.key)
             return True
         self._asked[timer.key] = timer
         self._found.set()
         return False
+
+    def decided(self) -> None:
+        """A pass has decided on all that was staged."""
+        self._sure.clear()
 
     async def run(self) -> None:
         """Ask where the history ends and hand the timers over again, until cancelled."""
@@ -58,5 +62,8 @@ class Strays:
                 log_.warning("partition %d: %d timers of no run stay for now: %s", processor.partition, count, error)
                 continue  # the timer service hands them over again
             processor.check_end(end)
-            self._sure = {timer.key for timer in timers}
-            await processor.take_in(timers, processor.clock.now_ms())
+            most = processor.limits.pass_inputs_max
+            for start in range(0, len(timers), most):
+                some = timers[start : start + most]
+                await processor.take_in(some, processor.clock.now_ms())
+                self._sure.update(timer.key for timer in some)  # they are staged, and the pass is still to come

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from streamflow.core.commands import Body, Query, SignalWorkflow, StartWorkflow
-from streamflow.core.events import Consumed
+from streamflow.core.events import Consumed, RunSnapshot
 from streamflow.ids import partition_of
 from streamflow.logs.base import COMMANDS
 from streamflow.store.memory import MemoryStore
@@ -13,6 +15,7 @@ from streamflow.worker.consumed import Unsaid
 from tests.worker import flows
 from tests.worker.harness import World, run, settle, signal, world
 
+HERE, NOBODY = [f"w{number}" for number in range(9) if partition_of(f"w{number}", 2) == 0][:2]
 ELSEWHERE = next(f"w{number}" for number in range(9) if partition_of(f"w{number}", 2) == 1)
 
 
@@ -91,12 +94,53 @@ def test_a_turn_says_it_as_well():
     run(test())
 
 
+def test_it_is_not_said_while_a_letter_waits_for_a_turn():
+    async def test():
+        async with world(flows.app, partitions=2) as it:
+            it.log.hold_appends = True
+            await it.start(HERE, "brief")
+            await it.send(NOBODY, signal(), reply_to=None)  # its letter waits for the turn that is under way
+            await it.send(ELSEWHERE, StartWorkflow(workflow="brief", args=b"[]"))
+            (turn,) = it.log.appends
+            it.log.hold_publishes = True
+            await turn.release()
+            it.log.hold_appends = it.log.hold_publishes = False
+            await it.begin_again(store=MemoryStore())
+            assert [letter.offset for letter in await it.dead_letters()] == [1]
+
+    run(test())
+
+
+def test_what_is_appended_in_between_leaves_it_due(monkeypatch: pytest.MonkeyPatch):
+    async def test():
+        async with world(flows.app, partitions=2) as it:
+            await it.start(HERE, "listens")
+            processor, loop = it.processor, asyncio.get_running_loop()
+            copy = processor.trimmer._snapshot(HERE)
+            assert copy is not None
+            hurry = processor._unsaid.hurry
+
+            def then_it_is_the_trimmers_turn(consumed: int) -> None:
+                hurry(consumed)
+                loop.call_soon(processor.copy_forward, [copy])
+
+            monkeypatch.setattr(processor._unsaid, "hurry", then_it_is_the_trimmers_turn)
+            await it.send(ELSEWHERE, StartWorkflow(workflow="brief", args=b"[]"))
+            assert any(isinstance(record, RunSnapshot) for record in await it.history())
+            await it.begin_again(store=MemoryStore())
+            assert len(await it.records(COMMANDS, 1)) == 1
+
+    run(test())
+
+
 def test_when_it_is_due():
     unsaid = Unsaid(2)
-    assert [unsaid.is_due(consumed) for consumed in range(4)] == [False, True, True, True]
+    assert [unsaid.is_due(consumed) for consumed in range(4)] == [False, False, False, True]
     unsaid.said(5)
     assert [unsaid.is_due(consumed) for consumed in (5, 7, 8)] == [False, False, True]
-    unsaid.hurry()
+    unsaid.hurry(6)
     assert [unsaid.is_due(consumed) for consumed in (5, 6)] == [False, True]
+    unsaid.said(5)
+    assert unsaid.is_due(6), "what was said did not cover it"
     unsaid.said(6)
-    assert not unsaid.is_due(6) and not unsaid.is_due(8)
+    assert not unsaid.is_due(8) and unsaid.is_due(9)

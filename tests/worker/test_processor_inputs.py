@@ -23,7 +23,7 @@ from streamflow.core.commands import (
 )
 from streamflow.errors import Fenced, InvalidArguments
 from streamflow.ids import partition_of
-from streamflow.logs.base import COMMANDS, Record
+from streamflow.logs.base import COMMANDS, TIMERS, Outgoing, Record
 from streamflow.store.memory import MemoryStore
 from streamflow.worker.processor import ProcessorState
 from tests.worker import flows
@@ -394,6 +394,41 @@ def test_an_unknown_timer_is_the_next_runs_where_that_began_while_the_log_was_as
             assert await it.state_of("a") == "running"
             (sleeping,) = await it.timers()
             assert sleeping.kind == "sleep"
+
+    run(test())
+
+
+@pytest.mark.parametrize("rounds_between", range(6))
+def test_unknown_timers_that_come_while_others_are_asked_about_are_dropped_too(rounds_between: int):
+    async def test():
+        async with world(flows.app, pass_inputs_max=2) as it:
+            asked: list[int] = []
+            end_offset = it.log.log.end_offset
+
+            async def counted(topic: str, partition: int) -> int:
+                asked.append(partition)
+                return await end_offset(topic, partition)
+
+            for name in "abcdef":
+                await it.start(name, "sleeps", b"[1]")
+            timers = await it.timers()
+            for name in "abcdef":
+                await it.send(name, CleanupWorkflow(force=True))
+            it.log.instead(end_offset=counted)
+            it.clock.advance_to(max(timer.fire_at for timer in timers))
+            # As an owner left them that died before its tombstones were out.
+            await it.log.log.publish([Outgoing(TIMERS, 0, timer.key, encode_timer(timer)) for timer in timers])
+            handed = []
+            for some in (timers[:1], timers[1:3], timers[3:]):
+                handed.append(asyncio.create_task(it.processor.fire(list(map(encode_timer, some)), it.clock.at_ms)))
+                await settle(rounds_between)
+            await asyncio.gather(*handed)
+            await settle()
+            assert await it.timers() == []
+            assert len(asked) <= len(timers), "each is asked about once"
+            assert it.processor.strays._sure == set()
+            await it.start("g", "brief")
+            assert await it.state_of("g") == "running"
 
     run(test())
 

@@ -169,6 +169,15 @@ def test_whoever_resumes_anywhere_comes_to_the_same_store(choices: list[tuple[st
     assert resumed.applied_offset == whole.applied_offset
 
 
+def test_what_a_newer_version_wrote_is_no_damage():
+    newer = bytearray(encode_history(claim(2)))
+    newer[2:10] = b"tomorrow"
+    restorer = Restorer(PartitionState(MemoryStore()), 3)
+    with pytest.raises(CorruptLog, match=r"partition 3, offset 7: .*[nN]ewer version .* upgrade this worker") as failed:
+        restorer.fold([Record(7, b"", bytes(newer))])
+    assert "copy" not in str(failed.value)
+
+
 @pytest.mark.parametrize(
     ("value", "why"),
     [
