@@ -34,6 +34,6 @@ def test_an_instant_stays_where_every_reader_can_show_it(given, kept):
 
 
 def test_every_event_of_the_module_is_in_the_union():
-    others = {"Applied", "Claim", "RemoteCall", "RunSnapshot", "Struct", "Turn", "ErrorInfo"}
+    others = {"Applied", "Claim", "Consumed", "RemoteCall", "RunSnapshot", "Struct", "Turn", "ErrorInfo"}
     named = {name for name, each in vars(events).items() if isinstance(each, type)} - others
     assert named == {event.__name__ for event in EVENTS}

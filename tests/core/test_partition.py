@@ -253,6 +253,22 @@ def test_code_that_diverges_keeps_what_it_decided_before_and_the_input_at_which_
     assert world.decide() == []
 
 
+def test_runs_that_only_wait_leave_memory_the_ones_used_longest_ago_first():
+    world = World(work=waits, busy=one_step)
+    for workflow_id in ("a", "pinned", "b", "c"):
+        world.start(to=workflow_id)
+    world.start("busy", "busy")
+    live = world.partition.live
+    world.partition.evict_above(5, ())
+    assert list(live) == ["a", "pinned", "b", "c", "busy"]
+    world.partition.evict_above(4, ())
+    assert list(live) == ["pinned", "b", "c", "busy"]
+    world.partition.evict_above(2, {"pinned"})
+    assert list(live) == ["busy", "pinned"], "the next look begins behind what cannot leave"
+    world.partition.evict_above(0, {"pinned"})
+    assert set(live) == {"pinned", "busy"}, "one is needed, the other has an attempt under way"
+
+
 def test_evicting_what_is_not_there_is_nothing_and_closing_frees_all():
     world = World(work=sleeps)
     world.start()
