@@ -65,8 +65,8 @@ def state_of(worker: Worker) -> PartitionState:
     return processor_of(worker).state
 
 
-async def active(log: Log, state_dir: Path) -> Worker:
-    worker = Worker(app, log, state_dir=state_dir, limits=LIMITS)
+async def active(log: Log, state_dir: Path, limits: Limits = LIMITS) -> Worker:
+    worker = Worker(app, log, state_dir=state_dir, limits=limits)
     await worker.start()
     await eventually(lambda: 0 in worker.processors and processor_of(worker).status is ProcessorState.ACTIVE)
     return worker
@@ -105,10 +105,11 @@ def test_the_history_of_many_short_runs_beside_parked_ones_is_that_of_the_parked
         assert kept < 3 * records, (kept, records)
 
         await worker.stop()
-        again = await active(log, tmp_path / "empty")
+        # By workers that copy nothing forward while they are looked at: each may move the runs to other offsets.
+        again = await active(log, tmp_path / "empty", Limits())
         restored = contents(again)
         await again.stop()
-        worker = await active(log, tmp_path / "state")
+        worker = await active(log, tmp_path / "state", Limits())
         assert contents(worker) == restored
         await publish(log, worker, to_parked(ROUNDS + 1, SignalWorkflow(name="number", value=b"0")))
         results = {status.result for status in state_of(worker).runs(descending=False, after=None)}
