@@ -235,9 +235,9 @@ class KafkaMembership:
                     continue
                 self._consumer.close()
                 self._doubt_commits()
-                self._leaving.wait(REJOIN_SECONDS)
-                if not self._leaving.is_set():
-                    self._consumer = self._join()
+                if self._leaving.wait(REJOIN_SECONDS):
+                    return  # it has left: what is closed cannot be left again
+                self._consumer = self._join()
             self._leave()
         except StreamflowError as error:
             self._end(error)

@@ -268,8 +268,10 @@ class Processor:
                 while (self._batches or self.publishes) and not self._failed.done():
                     self._idle.clear()
                     waiter = self._loop.create_task(self._idle.wait())
-                    await asyncio.wait((waiter, self._failed), return_when=asyncio.FIRST_COMPLETED)
-                    await end(waiter)
+                    try:
+                        await asyncio.wait((waiter, self._failed), return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        await end(waiter)
         except TimeoutError:
             log_.warning("partition %d: stopped with appends still under way; they are read back later", self.partition)
 
@@ -401,7 +403,6 @@ class Processor:
             if answers:
                 self._answer_when_durable(answers)
             elif self._unsaid.is_due(self.core.consumed) and not (self.publishes or self._answers_held):
-                # Not before all answers are out: what is said to be consumed is never answered again.
                 self._append([(b"", consumed_record(self.core))], [], [], [])
             self._evict()
             return
