@@ -181,6 +181,7 @@ class ToldConsumer:
         self._on_commit = config["on_commit"]
         self.commits: SimpleQueue[TopicPartition] = SimpleQueue()
         self._assigned: list[TopicPartition] = []
+        self._closed = False
         self._news: SimpleQueue[tuple[Callable[[], None], asyncio.Future[bool]]] = SimpleQueue()
         self._heard: asyncio.Future[bool] | None = None  # the member has not decided yet what to do about it
         self.made.put(self)
@@ -236,6 +237,7 @@ class ToldConsumer:
             tell()
 
     def close(self) -> None:
+        self._closed = True
         self._decided(goes_on=False)
 
     def _decided(self, *, goes_on: bool) -> None:
@@ -252,6 +254,8 @@ class ToldConsumer:
     def pause(self, partitions: object) -> None: ...
 
     def unsubscribe(self) -> None:
+        if self._closed:
+            raise RuntimeError("Consumer closed")
         self._callbacks["on_revoke"](self, self._assigned)
 
 
@@ -416,6 +420,21 @@ async def test_a_member_leaves_at_once_while_its_commits_are_not_answered(made: 
             await consumer.committed_by_member()
         await asyncio.wait_for(member.leave(), WAIT_SECONDS)
         assert await asyncio.wait_for(asyncio.gather(*confirming), WAIT_SECONDS) == [False, False]
+
+
+async def test_a_member_that_leaves_between_two_consumers_leaves_neither_again(
+    made: Made, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """librdkafka refuses whatever is asked of a consumer that is closed."""
+    monkeypatch.setattr(kafka_membership, "REJOIN_SECONDS", WAIT_SECONDS)
+    async with member_and_consumer(made) as (member, consumer):
+        assert await consumer.lose("")
+        clock.now += NO_NEWS_SECONDS
+        assert not await consumer.say()
+        await asyncio.wait_for(member.leave(), WAIT_SECONDS)
+        assert member.has_left
+        assert made.empty(), "who leaves does not join anew"
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
 
 async def test_commits_of_a_consumer_that_is_replaced_are_not_confirmed(made: Made, clock: Clock):

@@ -206,8 +206,10 @@ def test_a_stop_gives_up_on_a_log_that_does_not_answer(caplog: pytest.LogCapture
         async with world(flows.app, stop_seconds=0.01) as it:
             it.log.hold_appends = True
             await it.start("a", "line", b"[1]")
+            before = asyncio.all_tasks()
             await it.stop()
             assert "appends still under way" in caplog.text
+            assert not asyncio.all_tasks() - before, "nothing waits on, for the loop's end to complain about"
 
     run(test())
 
