@@ -28,6 +28,7 @@ class PlayedLane:
         self.refuses: str | None = None
         self.sent: list[tuple[str, int, bytes | None, Sent, int]] = []
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.given = asyncio.Event()
         PlayedLane.made.append(self)
 
     def message(self, key: bytes, value: bytes | None, sent: Sent, expected: int = -1) -> dict[str, Any]:
@@ -37,6 +38,7 @@ class PlayedLane:
         if self.refuses is not None:
             self.failed = self.refuses == "failed"
             raise NotTaken(TIMED_OUT)
+        self.given.set()
         self.sent += [(topic, partition, each["value"], each["sent"], each["expected"]) for each in messages]
 
     def drop(self) -> None:
@@ -70,8 +72,10 @@ class PlayedLane:
 
 
 @pytest.fixture(autouse=True)
-def _played() -> None:
+def _played(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has lanes of its own, and publishes follow each other without a rest, but in the test of that."""
     PlayedLane.made = []
+    monkeypatch.setattr(writing_module, "REST_SECONDS_PER_RECORD", 0)
 
 
 def run(test: Callable[[Writing, dict[int, int]], Coroutine[Any, Any, None]]) -> None:
@@ -235,6 +239,55 @@ def test_publishes_are_done_in_the_order_of_the_calls_and_move_the_published_off
         assert lane().values == [b"2"] and not third.done()
         lane().acknowledge()
         assert second.done() and third.done() and moved == {3: 30}
+
+    run(test)
+
+
+@pytest.mark.parametrize(("records", "rest"), [(1, 0.001), (3, 0.003), (20, 0.02), (1_000, 0.02)])
+def test_a_group_of_publishes_rests_as_long_as_it_is_large(monkeypatch: pytest.MonkeyPatch, records: int, rest: float):
+    monkeypatch.undo()
+
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        now = 0.0
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+
+        async def publish(*values: bytes) -> None:
+            await_later(writing.publish([Outgoing(STATUS, 0, b"k", value) for value in values], None, 1))
+            await asyncio.sleep(0)
+
+        await publish(*[b"large"] * records)
+        assert lane().values == [b"large"] * records, "nothing was sent before"
+        lane().acknowledge()
+        now += rest - 1e-6
+        await publish(b"2")
+        await publish(b"3")
+        assert lane().values == []
+        lane().given.clear()
+        now += 1e-6
+        await lane().given.wait()
+        assert lane().values == [b"2", b"3"]
+        now += max(rest, 0.002)
+        await publish(b"4")
+        assert lane().values == [b"2", b"3"], "a group is under way"
+        lane().acknowledge()
+        assert lane().values == [b"4"], "the rest was over meanwhile"
+
+    run(test)
+
+
+def test_closing_waits_for_a_publish_that_rests(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        first = writing.publish([Outgoing(STATUS, 0, b"k", b"1")], None, 1)
+        lane().acknowledge()
+        second = writing.publish([Outgoing(STATUS, 0, b"k", b"2")], None, 1)
+        lane().given.clear()
+        closing = asyncio.create_task(writing.close())
+        await lane().given.wait()
+        lane().acknowledge()
+        await closing
+        await asyncio.gather(first, second)
 
     run(test)
 
