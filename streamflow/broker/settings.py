@@ -31,8 +31,8 @@ rootLogger.appenderRef.out.ref = out
 
 COMMON: Final = {
     "auto.create.topics.enable": "false",
-    # A group that is alone need not wait for others: a worker starts at once.
-    "group.initial.rebalance.delay.ms": "0",
+    # Long enough for processes that start together to begin as one group, without a second round of a second or two.
+    "group.initial.rebalance.delay.ms": "100",
     "offsets.topic.num.partitions": "4",
     "transaction.state.log.num.partitions": "4",
     "log.cleaner.backoff.ms": "1000",

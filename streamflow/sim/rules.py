@@ -441,7 +441,7 @@ class Rules:
         scheduled = facts.steps[number]
         times = facts.begun[number, attempt] = facts.begun.get((number, attempt), 0) + 1
         if times > 1:
-            if scheduled.at_most_once and times > 1 + others:
+            if here and scheduled.at_most_once and times > 1 + others:
                 raise Violated(f"run {workflow_id}: step {number} began {times} times, and may once (3)")
             self.mark("attempt begun again" if scheduled.queue is None else "queued attempt begun again")
         owners = (

@@ -135,7 +135,7 @@ class Processor:
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._stop = asyncio.Event()
         self._room = asyncio.Event()
-        self._fires = asyncio.Event()  # set from recovery to the stop
+        self.fires = asyncio.Event()  # set from recovery to the stop
         self._idle = asyncio.Event()
         self._scheduled = False
         self._arrived_at = 0
@@ -254,13 +254,13 @@ class Processor:
             self._staged = 1
             self._wake()
             await self._has_room()
-        self._fires.set()
+        self.fires.set()
         await self._consume()
 
     async def _finish(self) -> None:
         """Graceful stop: what is decided becomes durable and visible; attempts under way are left to the next owner."""
         self.status = ProcessorState.STOPPING
-        self._fires.clear()
+        self.fires.clear()
         self.executor.drop(self)
         self._pass()
         try:
@@ -318,8 +318,8 @@ class Processor:
     async def take_in(self, timers: Sequence[TimerRecord], at: int) -> None:
         """Stage timers. They have one instant, that of their arrival, though no pass takes so many that it is long."""
         for start in range(0, len(timers), self.limits.pass_inputs_max):
-            while not self._fires.is_set() or self._is_full():
-                await self._fires.wait()
+            while not self.fires.is_set() or self._is_full():
+                await self.fires.wait()
                 await self._has_room()
                 if start == 0 or self.clock.now_ms() - at > FIRED_TOGETHER_MS:
                     at = self.clock.now_ms()

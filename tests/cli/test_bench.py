@@ -15,7 +15,7 @@ from streamflow.cli.bench import NAMES, _medians, _notes, _quantity, _show, benc
 from streamflow.cli.bench_kafka import with_partitions
 from streamflow.cli.bench_machine import describe, sqlite_commit_ms
 from streamflow.cli.bench_stand import Figures, WrongResult, check, in_flight, quantile
-from streamflow.cli.bench_workloads import RESTORED, WORKLOADS, Figure, Workload
+from streamflow.cli.bench_workloads import RESTORED, WORKLOADS, Figure, Workload, restored_per_second
 from streamflow.cli.output import Output
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,16 @@ def test_each_workload_gives_its_figures(name: str, tmp_path: Path) -> None:
     assert measured["medians"].get("completed_steps_run_again", 0) == 0
     assert any("scaled" in note for note in found["notes"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_restored_counts_from_the_first_record_to_the_last() -> None:
+    written = (
+        "2026-11-23 23:59:59,000 INFO    streamflow.worker: partition 1: restored 500 of 1500 records (900/s)\n"
+        "2026-11-23 23:59:59,500 INFO    streamflow.worker: partition 1: restored 1500 records in 1.500 s\n"
+        "2026-11-24 00:00:02,000 INFO    streamflow.worker: partition 0: restored 2500 records in 1.000 s\n"
+    )
+    assert restored_per_second(written) == 4_000 / 4.0
+    assert restored_per_second(written.splitlines()[0]) is None
 
 
 @pytest.mark.slow

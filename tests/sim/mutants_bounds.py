@@ -64,7 +64,7 @@ def look_at_all_runs_in_one_pass() -> Patch:
             self.core.recover(workflow_id)
             self._staged = 1
             self._wake()
-        self._fires.set()
+        self.fires.set()
         await self._consume()
 
     return swap(Processor, "_recover_and_consume", recover_and_consume)

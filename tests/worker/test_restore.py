@@ -217,8 +217,10 @@ def test_what_no_owner_wrote_is_named_with_its_offset_and_what_to_do(value: byte
 
 def test_a_long_restore_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     monkeypatch.setattr(restore, "READ_LIMIT", 2)
+    monkeypatch.setattr(restore, "FOLD_MAX", 1)
+    monkeypatch.setattr(restore, "TOLD_MIN", 8)
     monkeypatch.setattr(restore, "RUNS_FOLDED_MAX", 0)
-    ticks = iter([100.0, 100.6, 101.2, 101.3, 103.2])
+    ticks = iter([100.0, 100.6, 101.2, 101.3, 103.2, 103.5])
 
     async def test():
         log = await open_log("memory://restore?partitions=1", app="test")
@@ -230,6 +232,7 @@ def test_a_long_restore_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capl
         assert [record.getMessage() for record in caplog.records] == [
             "partition 0: restored 4 of 8 records (3/s)",
             "partition 0: restored 8 of 8 records (2/s)",
+            "partition 0: restored 8 records in 3.500 s",
         ]
         assert numbers(state) == [1, 2, 3, 4, 5, 6, 7] and state.applied_offset == 8
         assert (await log.end_offset(HISTORY, 0)) == 8

@@ -22,7 +22,7 @@ from streamflow.codec.avro import encode_history
 from streamflow.config import Limits
 from streamflow.core.events import Claim
 from streamflow.errors import CorruptLog, InvalidArguments, Unavailable
-from streamflow.logs.base import HISTORY, Log
+from streamflow.logs.base import HISTORY, TIMERS, Log
 from streamflow.logs.open import open_log
 from streamflow.worker import Worker
 from streamflow.worker.processor import ProcessorState
@@ -405,6 +405,36 @@ def test_a_worker_that_is_stopped_in_the_middle_of_a_hand_over_gives_up_everythi
 
 
 # -------------------------------------------------------------------------------------------------------- local state
+
+
+def test_timers_are_followed_once_their_partition_is_taken_over(monkeypatch: pytest.MonkeyPatch):
+    async def test():
+        app = an_app()
+        async with opened(f"memory://worker-{next(_names)}?partitions=1", app) as log:
+            follow, append = log.follow, log.append
+            followed: list[str] = []
+            claims, may_claim = asyncio.Event(), asyncio.Event()
+
+            def told(topic: str, *args: Any, **options: Any) -> Any:
+                followed.append(topic)
+                return follow(topic, *args, **options)
+
+            async def late(*args: Any) -> int:
+                claims.set()
+                await may_claim.wait()
+                return await append(*args)
+
+            monkeypatch.setattr(log, "follow", told)
+            monkeypatch.setattr(log, "append", lambda *args: asyncio.ensure_future(late(*args)))
+            async with working(app, log) as worker:
+                await claims.wait()
+                await settle()
+                assert TIMERS not in followed
+                may_claim.set()
+                await until(worker, 0)
+                await waiting.until(lambda: TIMERS in followed)
+
+    run(test())
 
 
 def test_local_state_survives_a_restart_and_is_only_read_on(tmp_path: Path):
