@@ -25,6 +25,8 @@ PARKED_SECONDS: Final = 3600.0
 RESTORED: Final = "restored_records_per_second"
 RESTORED_LINE: Final = re.compile(r"^(\S+ \S+) INFO .* restored (\d+) records in ([\d.]+) s$", re.MULTILINE)
 """What a worker writes when a restore that is worth a line has ended: when, how many records, how long it took."""
+RESTORED_MIN: Final = 50_000
+"""Records without which the rate says more about how partitions are handed out than about the restore."""
 
 STARTS_PER_SECOND: Final = 400
 """How fast the runs that wait for a common moment are started at the least; the moment is set by it."""
@@ -118,14 +120,14 @@ async def parked(stand: Stand) -> Figures:
 def restored_per_second(written: str) -> float | None:
     """Records per second between the first and the last that any process of a worker restored, by what it wrote.
 
-    None where no restore was worth a line. Processes and partitions work side by side; what lies between a hand-over
-    and the next restore counts as well.
+    None where too few were. Processes and partitions work side by side; what lies between a hand-over and the next
+    restore counts as well.
     """
     records, first, last = 0, float("inf"), 0.0
     for at, count, seconds in RESTORED_LINE.findall(written):
         end = datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f").timestamp()  # noqa: DTZ007 - local, and only compared
         records, first, last = records + int(count), min(first, end - float(seconds)), max(last, end)
-    return records / (last - first) if records else None
+    return records / (last - first) if records >= RESTORED_MIN else None
 
 
 async def _ready_again(stand: Stand) -> float:

@@ -50,11 +50,11 @@ def test_each_workload_gives_its_figures(name: str, tmp_path: Path) -> None:
 def test_what_is_restored_counts_from_the_first_record_to_the_last() -> None:
     written = (
         "2026-11-23 23:59:59,000 INFO    streamflow.worker: partition 1: restored 500 of 1500 records (900/s)\n"
-        "2026-11-23 23:59:59,500 INFO    streamflow.worker: partition 1: restored 1500 records in 1.500 s\n"
-        "2026-11-24 00:00:02,000 INFO    streamflow.worker: partition 0: restored 2500 records in 1.000 s\n"
+        "2026-11-23 23:59:59,500 INFO    streamflow.worker: partition 1: restored 15000 records in 1.500 s\n"
+        "2026-11-24 00:00:02,000 INFO    streamflow.worker: partition 0: restored 35000 records in 1.000 s\n"
     )
-    assert restored_per_second(written) == 4_000 / 4.0
-    assert restored_per_second(written.splitlines()[0]) is None
+    assert restored_per_second(written) == 50_000 / 4.0
+    assert restored_per_second("\n".join(written.splitlines()[:2])) is None, "too few"
 
 
 @pytest.mark.slow
