@@ -31,7 +31,7 @@ rootLogger.appenderRef.out.ref = out
 
 COMMON: Final = {
     "auto.create.topics.enable": "false",
-    # Long enough for processes that start together to begin as one group, without a second round of a second or two.
+    # Long enough for processes that start together to begin as one group: a rebalance would take a second or two.
     "group.initial.rebalance.delay.ms": "100",
     "offsets.topic.num.partitions": "4",
     "transaction.state.log.num.partitions": "4",

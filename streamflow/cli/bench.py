@@ -186,7 +186,7 @@ def _notes(medians: dict[str, Figures], scale: float, profile: Path | None, mach
         if figures["client_cpu_share"] > CLIENT_SHARE_MAX
     ]
     if "W4" in medians and RESTORED not in medians["W4"]:
-        notes.append("W4: too few records were restored to tell how many it makes in a second; --scale 10 measures it")
+        notes.append("W4: fewer than 50,000 records were restored, too few to tell their rate; --scale 10 measures it")
     if machine["file_system"] in {"tmpfs", "ramfs"}:
         notes.append("the log was in memory, where a commit costs nothing: name a folder on a disk with --dir")
     if scale != 1:

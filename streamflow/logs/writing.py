@@ -12,8 +12,8 @@ Rules of this file:
   as the next. A lone record does not wait; under load the groups grow by themselves, and each request that is not made
   saves client, broker and the interpreter's lock some 0.1 ms. So the first record of a new producer, or of one that was
   idle for a day, always goes alone, as it must: brokers give no order between its first batches.
-- Large groups of publishes keep a distance, one millisecond for each record: a handle whose load is low never waits,
-  and under load a request to each partition carries more.
+- Groups of publishes keep a distance, one millisecond for each record, at most 20: behind a burst even a lone record
+  waits so long, and under load a request to each partition carries more.
 - A published offset never moves past records whose publish failed.
 
 Nothing here knows librdkafka or a thread: that is the lane's (`lanes.py`), and so the simulator runs this code, too.
@@ -48,7 +48,8 @@ REST_SECONDS_PER_RECORD: Final = 0.001
 REST_SECONDS_MAX: Final = 0.02
 """How long after a group of publishes the next one goes at the earliest. Statuses and replies go to all partitions,
 each in a request of its own, and for most of them somebody who follows makes another. So 10,000 steps of W2 take 4.0 s
-of CPU instead of 4.4, in worker, client and broker together. With 40 ms it were 3.6 s, and who waits would notice."""
+of CPU instead of 4.4, in worker, client and broker together. 40 ms would make it 3.6 s; but each step on a queue and
+each command may wait for it."""
 
 FAILED: Final = Refusal("its producer failed for good")
 
@@ -136,6 +137,8 @@ class Writing:
         self._chains = [0] * partitions
         self._void: set[int] = set()
         self._pending_bytes = 0
+        self._closing = False
+        """Whether what still waits is not to be sent any more."""
         self._ended: list[Lane] = []
         """Lanes that were dropped, whose threads `close` waits for."""
 
@@ -290,7 +293,7 @@ class Writing:
 
     def _send_next(self) -> None:
         """Send the publishes that wait, unless a group is under way or was sent just now."""
-        if not self._publishes or self._publishes_sent or self._resting is not None:
+        if self._closing or not self._publishes or self._publishes_sent or self._resting is not None:
             return
         seconds = self._rest_until - self._loop.time()
         if seconds > 0:
@@ -388,6 +391,7 @@ class Writing:
         waiting += [append.done for tail in self._tails for append in tail.under_way]
         waiting += [publish.done for publish in self._publishes]
         left = waiting and (await asyncio.wait(waiting, timeout=CLOSE_SECONDS))[1]
+        self._closing = True
         lanes = [lane for lane in (*self._lanes, self._publisher) if lane is not None]
         for lane in lanes:
             lane.drop() if left else lane.close()  # they would wait as long again

@@ -249,6 +249,8 @@ class Kept:
                 continue
             if isinstance(what, StepTask) and not self._is_awaited(what):
                 continue
+            if of is not None and topic == STATUS and what == 0:
+                continue  # the end of an earlier life under the id: no turn of this one brings it again, copied or not
             raise Violated(f"{where}, and {topic} has nothing for {key!r} that follows from {offset} (7)")
 
     def _done_with(self, topic: str, partition: int, below: int) -> None:

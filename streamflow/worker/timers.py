@@ -109,6 +109,7 @@ class TimerService:
 
     async def run(self) -> None:
         """Follow, index and fire until cancelled. Raises what reading the log raises; start again from the store."""
+        await self._catch_up()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow(), name=f"timers-follow-p{self.partition}")
@@ -116,6 +117,16 @@ class TimerService:
         except BaseExceptionGroup as group:
             # One of two tasks failed and the other was cancelled: the group says no more than its first member.
             raise group.exceptions[0] from None
+
+    async def _catch_up(self) -> None:
+        """Index what the topic holds now. Before that timers look due whose tombstone lies further on."""
+        end = await self._log.end_offset(TIMERS, self.partition)
+        while (offset := self._store.applied_offset) < end:
+            records = await self._log.read(TIMERS, self.partition, offset, limit=READ_RECORDS_MAX)
+            if not records:
+                return  # what lies there was compacted away
+            self._apply(records)
+            await asyncio.sleep(0)
 
     async def _follow(self) -> None:
         batches = self._log.follow(TIMERS, self.partition, self._store.applied_offset, limit=READ_RECORDS_MAX)

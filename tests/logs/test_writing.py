@@ -397,6 +397,27 @@ def test_closing_waits_for_a_cluster_that_is_away_once_and_not_lane_by_lane(monk
     run(test)
 
 
+def test_what_waits_for_an_acknowledgement_that_comes_while_closing_is_not_sent(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writing_module, "CLOSE_SECONDS", 0.01)
+
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        first = writing.publish([Outgoing(STATUS, 0, b"k", b"1")], None, 1)
+        second = writing.publish([Outgoing(STATUS, 0, b"k", b"2")], None, 1)
+        close = lane().close
+
+        def late() -> None:
+            lane().acknowledge()
+            close()
+
+        monkeypatch.setattr(lane(), "close", late)
+        await writing.close()
+        assert lane().values == [], "its lane is dropped"
+        await first
+        assert "under way" in str(await failure(second))
+
+    run(test)
+
+
 def test_a_refusal_that_will_not_change_is_told_as_it_is():
     async def test(writing: Writing, moved: dict[int, int]) -> None:
         error = InvalidArguments("this principal may not")

@@ -69,7 +69,7 @@ def skip_the_claim() -> Patch:
     return swap(Processor, "_take_over", take_over)
 
 
-@mutation("1", "2", "4", seeds=1)
+@mutation("1", "2", "3", "4", seeds=1)
 def reuse_a_term() -> Patch:
     """A claim of the term that the last owner had."""
 

@@ -75,7 +75,7 @@ def cut_at_the_end() -> Patch:
     return _cutting(lambda trimmer, topic, before: trimmer.state.applied_offset if topic == HISTORY else before)
 
 
-@mutation("4", "CorruptLog", seeds=2)
+@mutation("1", "4", "CorruptLog", seeds=2)
 def cut_before_the_copies_are_durable() -> Patch:
     """Nobody waits for the snapshots."""
     usual = Processor.copy_forward

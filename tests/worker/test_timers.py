@@ -142,6 +142,25 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
 
 
+def test_what_is_over_is_not_fired_again_by_whoever_reads_the_topic_from_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half an index shows timers as due whose tombstones lie further on."""
+    monkeypatch.setattr("streamflow.worker.timers.READ_RECORDS_MAX", 2)
+
+    async def main() -> None:
+        async with world() as w:
+            over = [(f"over-{number}", 0) for number in range(7)]
+            await w.write(*over, ("due", 1))
+            await w.drop(*over)
+            w.start()
+            await settle()
+            assert w.fired == ["due"]
+            assert w.rows() == 1
+
+    run(main)
+
+
 def test_fires_when_due_and_not_before() -> None:
     async def main() -> None:
         async with world() as w:
