@@ -10,7 +10,7 @@ from tests.e2e.test_trimming import PARKED, active, command, contents, publish, 
 from tests.kafka.stage import until_async
 from tests.logs.support import KafkaPlace, on_loop
 
-SHORT, ROUNDS = 2_000, 3
+SHORT, ROUNDS = 20_000, 3
 
 
 def test_a_history_is_that_of_its_parked_runs_and_restores_into_an_empty_directory(kafka: str, tmp_path: Path) -> None:
