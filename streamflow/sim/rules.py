@@ -93,6 +93,8 @@ class Facts:
     turns_deleted: int = 0
     """How many turns it had then; a status of one of them may come late."""
     steps: dict[int, StepScheduled] = field(default_factory=dict)
+    queued: set[tuple[int, int]] = field(default_factory=set)
+    """The steps (run, number) that are or were on a queue, in all runs of this life."""
     attempts: dict[int, int] = field(default_factory=dict)
     """The attempt that may run now, by step."""
     outcomes: dict[int, object] = field(default_factory=dict)
@@ -320,6 +322,8 @@ class Rules:
                 if number in facts.steps:
                     raise Violated(f"{where}: step {number} is scheduled twice (3)")
                 facts.steps[number] = event
+                if event.queue is not None:
+                    facts.queued.add((facts.run, number))
                 facts.terms[number] = facts.term
                 self._next_attempt(facts, number, 1, event.start_at or 0, at)
                 if event.name == "do" and self.ours:
@@ -434,14 +438,20 @@ class Rules:
         if due[0].run == run:
             # A queue gives an attempt again without a new owner; in which life it was queued is not seen here.
             here = all(life.run == run and life.steps[number].queue is None for life in due)
-            self._begun(due[0], workflow_id, number, attempt, others=len(due) - 1, here=here)
+            given_again = any((run, number) in life.queued for life in due[1:])
+            self._begun(due[0], workflow_id, number, attempt, len(due) - 1, here=here, given_again=given_again)
 
-    def _begun(self, facts: Facts, workflow_id: str, number: int, attempt: int, *, others: int, here: bool) -> None:
-        """3. What may run once at most does; of the others an attempt may run again, if its outcome was lost."""
+    def _begun(
+        self, facts: Facts, workflow_id: str, number: int, attempt: int, others: int, *, here: bool, given_again: bool
+    ) -> None:
+        """3. What may run once at most does; of the others an attempt may run again, if its outcome was lost.
+
+        `given_again`: an earlier life had a step of that number on a queue, and this may be that one.
+        """
         scheduled = facts.steps[number]
         times = facts.begun[number, attempt] = facts.begun.get((number, attempt), 0) + 1
         if times > 1:
-            if here and scheduled.at_most_once and times > 1 + others:
+            if scheduled.at_most_once and times > 1 + others and not given_again:
                 raise Violated(f"run {workflow_id}: step {number} began {times} times, and may once (3)")
             self.mark("attempt begun again" if scheduled.queue is None else "queued attempt begun again")
         owners = (
