@@ -44,9 +44,6 @@ from streamflow.logs.writing import Writing
 STATE_DIR: Final = ".streamflow"
 """Where workers keep their state by default, in the current directory. It may be lost: a container needs no volume."""
 
-VERIFIED_SECONDS: Final = 1.0
-"""How long a look at the topics' ids holds: many partitions begin at the same time."""
-
 IDENTITY_TOPICS: Final = (COMMANDS, HISTORY)
 """Topics that make an app's log what it is: with another one of them, local state is of another log."""
 
@@ -97,7 +94,8 @@ class KafkaLog:
         """Publishes that wait for a topic to be made, and all that came after them."""
         self._publishing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._verified_until = self._loop.time() + VERIFIED_SECONDS
+        self._looks: tuple[asyncio.Task[dict[str, str]] | None, asyncio.Task[dict[str, str]] | None] = (None, None)
+        """Looks at the topics' ids: the one under way, and the one that begins after it."""
 
     @property
     def app(self) -> str:
@@ -292,10 +290,17 @@ class KafkaLog:
 
     async def verify(self) -> None:
         self._check_open()
-        if self._loop.time() < self._verified_until:
-            return
-        now = await self._topics.ids()
-        self._verified_until = self._loop.time() + VERIFIED_SECONDS
+        # A look that began before this call may be older than what the caller was alarmed by. Many partitions begin
+        # at the same time, and share the next one.
+        under_way, following = self._looks
+        if following is None:
+            following = self._loop.create_task(self._look(under_way), name="look-at-topics")
+            following.add_done_callback(lambda look: look.cancelled() or look.exception())  # perhaps nobody waits
+            self._looks = (under_way, following)
+        await asyncio.wait((following,))
+        if following.cancelled():
+            raise closed(self.url)
+        now = following.result()
         for topic in TOPICS:
             if now.get(topic) != self._found[topic].id:
                 raise CorruptLog(
@@ -304,6 +309,13 @@ class KafkaLog:
                     f"{now.get(topic, 'none')}): what it held is lost. Stop all workers and clients of the app; "
                     f"restore the topic, or delete all topics of the app to begin anew"
                 )
+
+    async def _look(self, earlier: asyncio.Task[dict[str, str]] | None) -> dict[str, str]:
+        """The topics' ids, asked for once `earlier` is over; from then on nobody joins this look any more."""
+        if earlier is not None:
+            await asyncio.wait((earlier,))
+        self._looks = (self._looks[1], None)
+        return await self._topics.ids()
 
     def _check_open(self) -> None:
         if self._closing is not None:
@@ -320,4 +332,7 @@ class KafkaLog:
         await self._writing.close()
         await asyncio.sleep(0)  # what it settled last has reached the futures of those that were held
         await asyncio.gather(*(member.leave() for member in self._members))
+        for look in self._looks:
+            if look is not None:
+                look.cancel()
         await asyncio.gather(self._following.close(), self._reading.close(), self._offsets.close())

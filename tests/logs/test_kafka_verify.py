@@ -1,0 +1,107 @@
+"""Whether the topics are still the ones that were opened: each question is answered by a look that began after it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from streamflow.errors import CorruptLog, Unavailable
+from streamflow.logs.base import HISTORY, TOPICS
+from streamflow.logs.kafka import KafkaLog
+from streamflow.logs.kafka_topics import Described, Topics
+from streamflow.logs.kafka_url import parse_kafka
+
+pytestmark = pytest.mark.anyio
+
+
+class PlayedTopics(Topics):
+    """Topics whose ids are what the test says; each look waits until the test lets it end."""
+
+    def __init__(self) -> None:
+        super().__init__(parse_kafka("kafka://127.0.0.1:9"), "shop")
+        self.now = dict.fromkeys(TOPICS, "first")
+        self.looks = 0
+        self.has_begun = asyncio.Event()
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def ids(self) -> dict[str, str]:
+        self.looks += 1
+        self.has_begun.set()
+        seen = dict(self.now)
+        await self.may_end.wait()
+        return seen
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[tuple[KafkaLog, PlayedTopics]]:
+    topics = PlayedTopics()
+    found = {topic: Described(f"shop.{topic}", "first", 2, 1, {}) for topic in TOPICS}
+    log = KafkaLog(parse_kafka("kafka://127.0.0.1:9"), "shop", topics, "cluster", found, create=False)
+    try:
+        yield log, topics
+    finally:
+        await log.close()
+
+
+async def test_a_topic_that_was_made_anew_a_moment_after_a_look_is_found():
+    async with opened() as (log, topics):
+        await log.verify()
+        topics.now[HISTORY] = "second"
+        with pytest.raises(
+            CorruptLog, match=r"topic shop\.history was deleted and created again \(id first, now second\)"
+        ):
+            await log.verify()
+
+
+async def test_a_look_that_is_under_way_may_be_too_old():
+    async with opened() as (log, topics):
+        topics.may_end.clear()
+        early = asyncio.create_task(log.verify())
+        await topics.has_begun.wait()
+        del topics.now[HISTORY]
+        late = [asyncio.create_task(log.verify()) for _ in range(50)]
+        await asyncio.sleep(0)
+        topics.may_end.set()
+        await early
+        for verifying in late:
+            with pytest.raises(CorruptLog, match=r"topic shop\.history was deleted \(id first, now none\)"):
+                await verifying
+        assert topics.looks == 2
+
+
+async def test_a_look_that_failed_or_that_nobody_waits_for_fails_no_later_one(monkeypatch: pytest.MonkeyPatch):
+    async with opened() as (log, topics):
+
+        async def away() -> dict[str, str]:
+            raise Unavailable("away")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(topics, "ids", away)
+            with pytest.raises(Unavailable, match="away"):
+                await log.verify()
+        topics.may_end.clear()
+        given_up = asyncio.create_task(log.verify())
+        await topics.has_begun.wait()
+        given_up.cancel()
+        following = asyncio.create_task(log.verify())
+        topics.may_end.set()
+        await following
+        assert topics.looks == 2
+
+
+async def test_a_log_that_closes_leaves_no_look_behind():
+    async with opened() as (log, topics):
+        topics.may_end.clear()
+        verifying = [asyncio.create_task(log.verify())]
+        await topics.has_begun.wait()
+        verifying.append(asyncio.create_task(log.verify()))
+        await asyncio.sleep(0)
+        await log.close()
+        for waiting in verifying:
+            with pytest.raises(Unavailable, match="closed"):
+                await waiting
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "look-at-topics"]
