@@ -134,8 +134,13 @@ class Node:
             self._process.wait()
 
     def pause(self) -> None:
-        """SIGSTOP: the process keeps its connections and says nothing, as on a machine that hangs."""
+        """SIGSTOP: the process keeps its connections and says nothing, as on a machine that hangs.
+
+        Returns once it stands still: threads stop one after another, and may answer somebody meanwhile.
+        """
         self._signal(signal.SIGSTOP)
+        if self._process is not None:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT: it goes on as if no time had passed."""

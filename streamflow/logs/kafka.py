@@ -36,10 +36,13 @@ from streamflow.logs.kafka_following import Following
 from streamflow.logs.kafka_lane import KafkaLane
 from streamflow.logs.kafka_membership import Group, KafkaMembership
 from streamflow.logs.kafka_offsets import PublishedOffsets
+from streamflow.logs.kafka_patience import GONE_SECONDS
 from streamflow.logs.kafka_reading import Reading
 from streamflow.logs.kafka_topics import Described, Topics
 from streamflow.logs.kafka_url import KafkaUrl
 from streamflow.logs.writing import Writing
+
+LOOK_AGAIN_SECONDS: Final = 0.1
 
 STATE_DIR: Final = ".streamflow"
 """Where workers keep their state by default, in the current directory. It may be lost: a container needs no volume."""
@@ -289,9 +292,33 @@ class KafkaLog:
         return member
 
     async def verify(self) -> None:
+        deadline = self._loop.time() + GONE_SECONDS
+        while (found := self._changed(await self._ids())) is not None:
+            # Not every broker knows new topics at once: only what lasts is believed.
+            if self._loop.time() > deadline:
+                raise CorruptLog(
+                    f"{self.url}: topic {found}: what it held is lost. Stop all workers and clients of the app; "
+                    f"restore the topic, or delete all topics of the app to begin anew"
+                )
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+
+    def _changed(self, now: dict[str, str]) -> str | None:
+        """What has become of a topic that is not the one that was opened; None when all are."""
+        for topic in TOPICS:
+            if now.get(topic) != self._found[topic].id:
+                return (
+                    f"{self._topics.name(topic)} was deleted{' and created again' if topic in now else ''} "
+                    f"(id {self._found[topic].id}, now {now.get(topic, 'none')})"
+                )
+        return None
+
+    async def _ids(self) -> dict[str, str]:
+        """The topics' ids, by a look that begins after this call.
+
+        One that began before may be older than what its caller was alarmed by. Many partitions begin at the same time,
+        and share the next one; one at a time, so that they do not hinder each other.
+        """
         self._check_open()
-        # A look that began before this call may be older than what the caller was alarmed by. Many partitions begin
-        # at the same time, and share the next one.
         under_way, following = self._looks
         if following is None:
             following = self._loop.create_task(self._look(under_way), name="look-at-topics")
@@ -300,15 +327,7 @@ class KafkaLog:
         await asyncio.wait((following,))
         if following.cancelled():
             raise closed(self.url)
-        now = following.result()
-        for topic in TOPICS:
-            if now.get(topic) != self._found[topic].id:
-                raise CorruptLog(
-                    f"{self.url}: topic {self._topics.name(topic)} was deleted"
-                    f"{' and created again' if topic in now else ''} (id {self._found[topic].id}, now "
-                    f"{now.get(topic, 'none')}): what it held is lost. Stop all workers and clients of the app; "
-                    f"restore the topic, or delete all topics of the app to begin anew"
-                )
+        return following.result()
 
     async def _look(self, earlier: asyncio.Task[dict[str, str]] | None) -> dict[str, str]:
         """The topics' ids, asked for once `earlier` is over; from then on nobody joins this look any more."""

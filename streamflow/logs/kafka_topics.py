@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported by its stubs only since 2.17
     AdminClient,
+    ClusterMetadata,
     ConfigResource,
     NewTopic,
     OffsetSpec,
@@ -29,7 +30,7 @@ from streamflow.errors import InvalidArguments, StreamflowError, Unavailable
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, STEPS_PREFIX, TIMERS, TOPICS
 from streamflow.logs.checks import no_app, wrong_partitions
 from streamflow.logs.kafka_access import COMMAND_CONFIG, DENIED, denied
-from streamflow.logs.kafka_patience import QUESTION_SECONDS, failed, is_an_answer
+from streamflow.logs.kafka_patience import failed, is_an_answer
 from streamflow.logs.kafka_talk import talk
 from streamflow.logs.kafka_url import KafkaUrl, answered, refused, unreachable
 
@@ -45,6 +46,9 @@ REPLICATION_DEFAULT: Final = 3
 
 ADMIN_SECONDS: Final = 15.0
 RETRY_SECONDS: Final = 0.05
+FIRST_QUESTION_SECONDS: Final = 1.0
+"""Of three brokers the one that stands still is named to a third of those who ask, until the cluster gives it up (9 s).
+"""
 FIRST_PATIENCE_SECONDS: Final = 0.1
 """How long the first question waits before it is seen what hinders it; each further one waits twice as long."""
 MOVING: Final = frozenset({
@@ -169,14 +173,16 @@ class Topics:
 
     def __init__(self, url: KafkaUrl, app: str) -> None:
         self.url, self.app = url, app
-        try:
-            self._admin = AdminClient(
-                url.config(defaults={"log_level": CRITICAL_ONLY}, logger=talk, error_cb=self._note)
-            )
-        except KafkaException as error:
-            refused(url, error)
         self._said = ""
         self._hopeless: str | None = None
+        self._admin = self._client()
+
+    def _client(self) -> AdminClient:
+        config = self.url.config(defaults={"log_level": CRITICAL_ONLY}, logger=talk, error_cb=self._note)
+        try:
+            return AdminClient(config)
+        except KafkaException as error:
+            refused(self.url, error)
 
     def _note(self, error: KafkaError) -> None:
         """Why nobody answers (a wrong password, say) comes here alone, in `poll`: what waits is only told that it did.
@@ -262,16 +268,16 @@ class Topics:
         """The answer of `ask(seconds)`, asked again while there is none but an error, for `ADMIN_SECONDS`.
 
         librdkafka waits for the one broker that it takes for the controller and asks no other. The cluster itself may
-        name one that is already dead, so such a wait has to end before all the patience is gone. Each is twice as long
-        as the one before, for a cluster that is merely slow.
+        name one that is already dead, so such a wait has to end long before all the patience is gone. Each is twice as
+        long as the one before, for a cluster that is merely slow.
         """
         deadline = time.monotonic() + ADMIN_SECONDS
-        seconds = QUESTION_SECONDS
+        seconds = FIRST_QUESTION_SECONDS
         while True:
             try:
                 return ask(min(seconds, deadline - time.monotonic()))
             except Unavailable:
-                if self._hopeless is not None or deadline - time.monotonic() < QUESTION_SECONDS:
+                if self._hopeless is not None or deadline - time.monotonic() < FIRST_QUESTION_SECONDS:
                     raise
             time.sleep(RETRY_SECONDS)
             seconds *= 2
@@ -300,15 +306,20 @@ class Topics:
             )
             for topic in topics
         ]
-        for name, future in self._admin.create_topics(new, request_timeout=ADMIN_SECONDS).items():
+        self._asked(lambda seconds: self._create(new, seconds))
+        self._described(topics)
+
+    def _create(self, new: Sequence[NewTopic], seconds: float) -> None:
+        self._find_controller(seconds)
+        for name, future in self._admin.create_topics(list(new), request_timeout=seconds).items():
             try:
                 future.result()
-                log_.info("created topic %s with %d partitions, %d replicas", name, partitions, replication)
+                shape = f"{new[0].num_partitions} partitions, {new[0].replication_factor} replicas"
+                log_.info("created topic %s with %s", name, shape)
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
                     continue
                 raise self._failed(f"topic {name} cannot be created", error) from None
-        self._described(topics)
 
     def _described(self, topics: Sequence[str]) -> dict[str, Described]:
         """Describe topics that were just created: not every broker knows of them at once."""
@@ -356,8 +367,8 @@ class Topics:
             found[names[resource.name]] = found[names[resource.name]]._replace(settings=values)
         return found
 
-    def _find_controller(self, seconds: float) -> None:
-        """Learn anew which broker takes such questions.
+    def _find_controller(self, seconds: float) -> ClusterMetadata:
+        """Learn anew which broker takes such questions; what the cluster is.
 
         librdkafka keeps the one that it was told of first: partitions could not be taken over for as long as a single
         broker was dead. All topics are asked for, since asking for one makes it, with settings that are not ours, on a
@@ -367,25 +378,25 @@ class Topics:
         patience = FIRST_PATIENCE_SECONDS
         while True:
             try:
-                self._admin.list_topics(timeout=min(patience, seconds))
+                return self._admin.list_topics(timeout=min(patience, seconds))
             except KafkaException as error:
                 self._admin.poll(0)  # the call has heard why, and tells only those who poll
                 if self._hopeless is not None:
                     raise unreachable(self.url.url, self._hopeless) from None
-                if is_an_answer(error.args[0]) or time.monotonic() >= deadline:
+                if is_an_answer(error.args[0]):
                     raise self._unavailable(error) from None
-            else:
-                return
+                if time.monotonic() >= deadline:
+                    # A client that has one connection asks there alone, even where a broker stands still, until the
+                    # socket's timeout a minute later. A new one connects to whichever answers.
+                    self._admin = self._client()
+                    raise self._unavailable(error) from None
             time.sleep(RETRY_SECONDS)
             patience *= 2
 
     def queues(self) -> list[str]:
         """The step queues that have a topic, without the app's prefix."""
         prefix = self.name(STEPS_PREFIX)
-        try:
-            known = self._admin.list_topics(timeout=ADMIN_SECONDS).topics
-        except KafkaException as error:
-            raise self._unavailable(error) from None
+        known = self._asked(self._find_controller).topics
         return sorted(name.removeprefix(f"{self.app}.") for name in known if name.startswith(prefix))
 
     def offsets(self, found: Mapping[str, Described]) -> dict[str, tuple[list[int], list[int]]]:
@@ -429,9 +440,7 @@ class Topics:
 
     def delete(self) -> None:
         """Delete all topics of the app, step queues included, with all that is in them. Blocks."""
-        mine = [
-            name for name in self._admin.list_topics(timeout=ADMIN_SECONDS).topics if name.startswith(f"{self.app}.")
-        ]
+        mine = [name for name in self._asked(self._find_controller).topics if name.startswith(f"{self.app}.")]
         for name, future in (self._admin.delete_topics(mine) if mine else {}).items():
             try:
                 future.result()

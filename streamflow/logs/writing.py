@@ -224,7 +224,7 @@ class Writing:
             while tail.under_way and tail.under_way[0].landed:
                 tail.sent -= 1
                 self._settle(tail.under_way.popleft(), None)
-            if not tail.sent and tail.under_way:
+            if not tail.sent and tail.under_way and not self._closing:
                 self._send(tail, lane)
         if lane.failed and not lane.dropped:
             self._drop(lane, "it failed for good")
@@ -386,7 +386,7 @@ class Writing:
         )
 
     async def close(self) -> None:
-        """Finish what was handed over, as far as the cluster takes it, and end the threads."""
+        """Finish what was handed over and somebody waits for, as far as the cluster takes it, and end the threads."""
         waiting: list[asyncio.Future[int] | asyncio.Future[None]] = []
         waiting += [append.done for tail in self._tails for append in tail.under_way]
         waiting += [publish.done for publish in self._publishes]

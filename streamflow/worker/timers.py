@@ -33,6 +33,13 @@ log_ = logging.getLogger("streamflow.worker.timers")
 READ_RECORDS_MAX: Final = 1_000
 """Records folded in one write batch: a few milliseconds of work. Pairs of set and tombstone within it cost no write."""
 
+CATCH_UP_RECORDS_MAX: Final = 10_000
+"""Records read at once by whoever takes over: with many partitions each read begins a fetch of its own."""
+
+RETRY_SECONDS: Final = 0.5
+RETRY_SECONDS_MAX: Final = 10.0
+"""Between two attempts to read a topic that is away."""
+
 FIRE_BATCH_MAX: Final = 1_000
 """Timers handed over at once, as of one instant; the owner decides on them in several short passes."""
 
@@ -120,13 +127,26 @@ class TimerService:
 
     async def _catch_up(self) -> None:
         """Index what the topic holds now. Before that timers look due whose tombstone lies further on."""
-        end = await self._log.end_offset(TIMERS, self.partition)
-        while (offset := self._store.applied_offset) < end:
-            records = await self._log.read(TIMERS, self.partition, offset, limit=READ_RECORDS_MAX)
-            if not records:
-                return  # what lies there was compacted away
-            self._apply(records)
-            await asyncio.sleep(0)
+        pause = RETRY_SECONDS
+        while True:
+            try:
+                end = await self._log.end_offset(TIMERS, self.partition)
+                while (offset := self._store.applied_offset) < end:
+                    records = await self._log.read(TIMERS, self.partition, offset, limit=CATCH_UP_RECORDS_MAX)
+                    if not records:
+                        return  # what lies there was compacted away
+                    for begin in range(0, len(records), READ_RECORDS_MAX):
+                        self._apply(records[begin : begin + READ_RECORDS_MAX])
+                        await asyncio.sleep(0)
+                return
+            except Unavailable as error:
+                # The owner's other work does not wait for this topic.
+                log_.warning(
+                    "partition %d: timers cannot be read, and none fires: %s; trying again in %.1f s",
+                    *(self.partition, error, pause),
+                )
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RETRY_SECONDS_MAX)
 
     async def _follow(self) -> None:
         batches = self._log.follow(TIMERS, self.partition, self._store.applied_offset, limit=READ_RECORDS_MAX)

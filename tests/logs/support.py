@@ -147,14 +147,14 @@ class KafkaPlace(Place):
             future.result()
 
 
-def on_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+def on_loop(test: Callable[..., Awaitable[None]], seconds: float = TEST_SECONDS) -> Callable[..., None]:
     """Run an async test on an event loop of its own; the `Place`s among its fixtures are closed on that loop."""
 
     @functools.wraps(test)
     def run(**fixtures: object) -> None:
         async def main() -> None:
             try:
-                async with asyncio.timeout(TEST_SECONDS):
+                async with asyncio.timeout(seconds):
                     await test(**fixtures)
             finally:
                 for fixture in fixtures.values():

@@ -418,6 +418,28 @@ def test_what_waits_for_an_acknowledgement_that_comes_while_closing_is_not_sent(
     run(test)
 
 
+def test_an_append_that_waits_for_an_acknowledgement_that_comes_while_closing_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(writing_module, "CLOSE_SECONDS", 0.01)
+
+    async def test(writing: Writing, moved: dict[int, int]) -> None:
+        first, second = append(writing, 0, b"a"), append(writing, 1, b"b")
+        close = lane().close
+
+        def late() -> None:
+            lane().acknowledge()
+            close()
+
+        monkeypatch.setattr(lane(), "close", late)
+        await writing.close()
+        assert lane().values == [], "its lane is dropped"
+        assert await first == 0
+        assert "under way" in str(await failure(second))
+
+    run(test)
+
+
 def test_a_refusal_that_will_not_change_is_told_as_it_is():
     async def test(writing: Writing, moved: dict[int, int]) -> None:
         error = InvalidArguments("this principal may not")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 
 import streamflow as sf
 import streamflow.worker.worker
-from streamflow.core import replay
+from streamflow.core import partition, replay
 from streamflow.core.commands import Command, SignalWorkflow
 from streamflow.core.derive import effects_since
 from streamflow.core.effects import Effect, SetTimer, StartAttempt, TimerRecord
@@ -365,6 +366,23 @@ def keep_the_attempt_number() -> Patch:
         return [SetTimer(found.timer(workflow_id, run))]
 
     return swap(step, "evolve", evolve)
+
+
+@mutation("3", seeds=13)
+def begin_again_what_may_run_once() -> Patch:
+    """Who takes over runs what ran at its owner's death, also where it must fail it."""
+    return mock.patch.object(partition, "StepState", SimpleNamespace(STARTED=None))
+
+
+@mutation("3", seeds=2)
+def record_no_start() -> Patch:
+    """A step that may run once begins without its start in the log."""
+    usual = step.Step.begin
+
+    def begin(self: step.Step, workflow_id: str, run: int) -> list[Effect]:
+        return usual(replace(self, at_most_once=False), workflow_id, run)
+
+    return swap(step.Step, "begin", begin)
 
 
 @mutation("2", seeds=3)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from streamflow.errors import Unavailable
-from streamflow.logs.base import TIMERS, Log, Outgoing
+from streamflow.logs import memory
+from streamflow.logs.base import TIMERS, Log, Outgoing, Record
+from streamflow.logs.memory import MemoryLog
 from streamflow.logs.open import open_log
 from streamflow.store.base import Store
 from streamflow.store.memory import MemoryStore
@@ -146,7 +148,16 @@ def test_what_is_over_is_not_fired_again_by_whoever_reads_the_topic_from_its_sta
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Half an index shows timers as due whose tombstones lie further on."""
-    monkeypatch.setattr("streamflow.worker.timers.READ_RECORDS_MAX", 2)
+    follow = MemoryLog.follow
+
+    async def in_pieces(self: MemoryLog, *place: Any, **limit: Any) -> AsyncIterator[list[Record]]:
+        async for batch in follow(self, *place, **limit):
+            yield batch
+            await settle()
+
+    monkeypatch.setattr(timers, "READ_RECORDS_MAX", 2)
+    monkeypatch.setattr(memory, "COMPACTED", frozenset())  # a broker compacts when it likes
+    monkeypatch.setattr(MemoryLog, "follow", in_pieces)
 
     async def main() -> None:
         async with world() as w:
@@ -154,11 +165,37 @@ def test_what_is_over_is_not_fired_again_by_whoever_reads_the_topic_from_its_sta
             await w.write(*over, ("due", 1))
             await w.drop(*over)
             w.start()
-            await settle()
+            while "due" not in w.fired:
+                await w.clock.advance(1)
             assert w.fired == ["due"]
             assert w.rows() == 1
 
     run(main)
+
+
+def test_a_topic_that_is_away_at_first_is_read_once_it_is_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(timers, "RETRY_SECONDS", 0)
+    end_offset, answers = MemoryLog.end_offset, iter([False, False])
+
+    async def end_offset_or_not(self: MemoryLog, topic: str, partition: int) -> int:
+        if not next(answers, True):
+            raise Unavailable("no leader")
+        return await end_offset(self, topic, partition)
+
+    monkeypatch.setattr(MemoryLog, "end_offset", end_offset_or_not)
+
+    async def main() -> None:
+        async with world() as w:
+            await w.write(("due", 1))
+            w.start()
+            await settle()
+            assert w.fired == ["due"]
+
+    run(main)
+    said = [record.getMessage() for record in caplog.records if "none fires: no leader" in record.getMessage()]
+    assert len(said) == 2
 
 
 def test_fires_when_due_and_not_before() -> None:
