@@ -139,7 +139,7 @@ class Node:
         Returns once it stands still: threads stop one after another, and may answer somebody meanwhile.
         """
         self._signal(signal.SIGSTOP)
-        if self._process is not None:
+        if self._process is not None and hasattr(os, "waitid"):  # macOS lacks it before Python 3.13
             os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:

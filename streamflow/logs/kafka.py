@@ -292,10 +292,12 @@ class KafkaLog:
         return member
 
     async def verify(self) -> None:
-        deadline = self._loop.time() + GONE_SECONDS
+        deadline: float | None = None
         while (found := self._changed(await self._ids())) is not None:
             # Not every broker knows new topics at once: only what lasts is believed.
-            if self._loop.time() > deadline:
+            if deadline is None:
+                deadline = self._loop.time() + GONE_SECONDS
+            elif self._loop.time() > deadline:
                 raise CorruptLog(
                     f"{self.url}: topic {found}: what it held is lost. Stop all workers and clients of the app; "
                     f"restore the topic, or delete all topics of the app to begin anew"

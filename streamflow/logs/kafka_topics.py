@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -26,7 +28,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported by
     ResourceType,
 )
 
-from streamflow.errors import InvalidArguments, StreamflowError, Unavailable
+from streamflow.errors import InvalidArguments, InvalidUrl, StreamflowError, Unavailable
 from streamflow.logs.base import COMMANDS, DEAD_LETTERS, HISTORY, REPLIES, STATUS, STEPS_PREFIX, TIMERS, TOPICS
 from streamflow.logs.checks import no_app, wrong_partitions
 from streamflow.logs.kafka_access import COMMAND_CONFIG, DENIED, denied
@@ -46,6 +48,8 @@ REPLICATION_DEFAULT: Final = 3
 
 ADMIN_SECONDS: Final = 15.0
 RETRY_SECONDS: Final = 0.05
+RETRY_SECONDS_MAX: Final = 0.5
+QUESTION_SECONDS_MAX: Final = 5.0
 FIRST_QUESTION_SECONDS: Final = 1.0
 """Of three brokers the one that stands still is named to a third of those who ask, until the cluster gives it up (9 s).
 """
@@ -54,6 +58,12 @@ FIRST_PATIENCE_SECONDS: Final = 0.1
 MOVING: Final = frozenset({
     KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART,
 })  # fmt: skip
+FINAL: Final = frozenset({
+    KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_PARTITIONS, KafkaError.INVALID_CONFIG,
+    KafkaError.POLICY_VIOLATION, KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_REQUEST, KafkaError.UNSUPPORTED_VERSION,
+    KafkaError.SECURITY_DISABLED,
+})  # fmt: skip
+"""Asking again gives the same answer."""
 POLL_SECONDS: Final = 0.05
 CRITICAL_ONLY: Final = 2
 """As syslog counts: each vain attempt to connect would be a line otherwise, and the error that follows has it."""
@@ -168,6 +178,14 @@ def _wrong_everywhere(found: Described, wanted: Mapping[str, str]) -> dict[str, 
     return wrong
 
 
+class _Connected(NamedTuple):
+    """A client that has just heard from the cluster, and what it heard. Held until the futures that it gives are done:
+    those of a client that is let go may never be."""
+
+    admin: AdminClient
+    cluster: ClusterMetadata
+
+
 class Topics:
     """Creates, checks and describes the topics of one app. Its calls wait for the cluster, off the event loop."""
 
@@ -176,6 +194,7 @@ class Topics:
         self._said = ""
         self._hopeless: str | None = None
         self._admin = self._client()
+        self._replacing = threading.Lock()
 
     def _client(self) -> AdminClient:
         config = self.url.config(defaults={"log_level": CRITICAL_ONLY}, logger=talk, error_cb=self._note)
@@ -183,6 +202,13 @@ class Topics:
             return AdminClient(config)
         except KafkaException as error:
             refused(self.url, error)
+
+    def _replace(self, admin: AdminClient) -> None:
+        """Take another client than this one, unless another thread did; whoever holds the old one goes on with it."""
+        with self._replacing:
+            if self._admin is admin:
+                with suppress(InvalidUrl):  # it was valid once: what hinders now will pass
+                    self._admin = self._client()
 
     def _note(self, error: KafkaError) -> None:
         """Why nobody answers (a wrong password, say) comes here alone, in `poll`: what waits is only told that it did.
@@ -269,25 +295,25 @@ class Topics:
 
         librdkafka waits for the one broker that it takes for the controller and asks no other. The cluster itself may
         name one that is already dead, so such a wait has to end long before all the patience is gone. Each is twice as
-        long as the one before, for a cluster that is merely slow.
+        long as the one before, for a cluster that is merely slow; but the last begins when a dead one is given up.
         """
         deadline = time.monotonic() + ADMIN_SECONDS
-        seconds = FIRST_QUESTION_SECONDS
+        seconds, pause = FIRST_QUESTION_SECONDS, RETRY_SECONDS
         while True:
             try:
                 return ask(min(seconds, deadline - time.monotonic()))
             except Unavailable:
                 if self._hopeless is not None or deadline - time.monotonic() < FIRST_QUESTION_SECONDS:
                     raise
-            time.sleep(RETRY_SECONDS)
-            seconds *= 2
+            time.sleep(pause)
+            seconds, pause = min(seconds * 2, QUESTION_SECONDS_MAX), min(pause * 2, RETRY_SECONDS_MAX)
 
     def _cluster(self, seconds: float) -> tuple[str, int]:
-        self._find_controller(seconds)
+        admin, _ = self._find_controller(seconds)
         try:
-            asked = self._admin.describe_cluster(request_timeout=seconds)
+            asked = admin.describe_cluster(request_timeout=seconds)
             while not asked.done():
-                self._admin.poll(POLL_SECONDS)
+                admin.poll(POLL_SECONDS)
                 if self._hopeless is not None:
                     raise unreachable(self.url.url, self._hopeless)
             described = asked.result()
@@ -310,8 +336,8 @@ class Topics:
         self._described(topics)
 
     def _create(self, new: Sequence[NewTopic], seconds: float) -> None:
-        self._find_controller(seconds)
-        for name, future in self._admin.create_topics(list(new), request_timeout=seconds).items():
+        admin, _ = self._find_controller(seconds)
+        for name, future in admin.create_topics(list(new), request_timeout=seconds).items():
             try:
                 future.result()
                 shape = f"{new[0].num_partitions} partitions, {new[0].replication_factor} replicas"
@@ -338,9 +364,9 @@ class Topics:
 
     def _describe(self, names: Mapping[str, str], seconds: float, *, settings: bool) -> dict[str, Described]:
         found: dict[str, Described] = {}
-        self._find_controller(seconds)
+        admin, _ = self._find_controller(seconds)
         try:
-            futures = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=seconds)
+            futures = admin.describe_topics(TopicCollection(list(names)), request_timeout=seconds)
         except KafkaException as error:
             raise self._unavailable(error) from None
         for name, future in futures.items():
@@ -355,7 +381,7 @@ class Topics:
         if not settings or not found:
             return found
         resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in found.values()]
-        for resource, future in self._admin.describe_configs(resources, request_timeout=seconds).items():
+        for resource, future in admin.describe_configs(resources, request_timeout=seconds).items():
             try:
                 entries: Mapping[str, Any] = future.result()
             except KafkaException as error:
@@ -367,8 +393,8 @@ class Topics:
             found[names[resource.name]] = found[names[resource.name]]._replace(settings=values)
         return found
 
-    def _find_controller(self, seconds: float) -> ClusterMetadata:
-        """Learn anew which broker takes such questions; what the cluster is.
+    def _find_controller(self, seconds: float) -> _Connected:
+        """Learn anew which broker takes such questions; the client that knows it, and what the cluster is.
 
         librdkafka keeps the one that it was told of first: partitions could not be taken over for as long as a single
         broker was dead. All topics are asked for, since asking for one makes it, with settings that are not ours, on a
@@ -376,11 +402,13 @@ class Topics:
         """
         deadline = time.monotonic() + seconds
         patience = FIRST_PATIENCE_SECONDS
+        admin = self._admin
         while True:
+            left = max(deadline - time.monotonic(), RETRY_SECONDS)
             try:
-                return self._admin.list_topics(timeout=min(patience, seconds))
+                return _Connected(admin, admin.list_topics(timeout=min(patience, left)))
             except KafkaException as error:
-                self._admin.poll(0)  # the call has heard why, and tells only those who poll
+                admin.poll(0)  # the call has heard why, and tells only those who poll
                 if self._hopeless is not None:
                     raise unreachable(self.url.url, self._hopeless) from None
                 if is_an_answer(error.args[0]):
@@ -388,7 +416,7 @@ class Topics:
                 if time.monotonic() >= deadline:
                     # A client that has one connection asks there alone, even where a broker stands still, until the
                     # socket's timeout a minute later. A new one connects to whichever answers.
-                    self._admin = self._client()
+                    self._replace(admin)
                     raise self._unavailable(error) from None
             time.sleep(RETRY_SECONDS)
             patience *= 2
@@ -396,7 +424,7 @@ class Topics:
     def queues(self) -> list[str]:
         """The step queues that have a topic, without the app's prefix."""
         prefix = self.name(STEPS_PREFIX)
-        known = self._asked(self._find_controller).topics
+        known = self._asked(self._find_controller).cluster.topics
         return sorted(name.removeprefix(f"{self.app}.") for name in known if name.startswith(prefix))
 
     def offsets(self, found: Mapping[str, Described]) -> dict[str, tuple[list[int], list[int]]]:
@@ -413,13 +441,14 @@ class Topics:
         }
 
     def _offsets(self, places: list[TopicPartition], spec: OffsetSpec) -> dict[tuple[str, int], int]:
+        admin = self._admin
         deadline = time.monotonic() + ADMIN_SECONDS
         answers: dict[tuple[str, int], int] = {}
         while True:
             wanted = {each: spec for each in places if (each.topic, each.partition) not in answers}
             if not wanted:
                 return answers
-            for place, future in self._admin.list_offsets(wanted, request_timeout=ADMIN_SECONDS).items():
+            for place, future in admin.list_offsets(wanted, request_timeout=ADMIN_SECONDS).items():
                 try:
                     answers[place.topic, place.partition] = int(future.result().offset)
                 except KafkaException as error:
@@ -433,15 +462,15 @@ class Topics:
         code = error.args[0].code()
         if code in DENIED:
             return denied(self.url.url, what)
-        if code in (KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_PARTITIONS, KafkaError.INVALID_CONFIG,
-                    KafkaError.POLICY_VIOLATION):  # fmt: skip
+        if code in FINAL:
             return InvalidArguments(f"{self.url.url}: {what}: {error.args[0].str()}")
         return self._unavailable(error, what)
 
     def delete(self) -> None:
         """Delete all topics of the app, step queues included, with all that is in them. Blocks."""
-        mine = [name for name in self._asked(self._find_controller).topics if name.startswith(f"{self.app}.")]
-        for name, future in (self._admin.delete_topics(mine) if mine else {}).items():
+        admin, cluster = self._asked(self._find_controller)
+        mine = [name for name in cluster.topics if name.startswith(f"{self.app}.")]
+        for name, future in (admin.delete_topics(mine) if mine else {}).items():
             try:
                 future.result()
             except KafkaException as error:
@@ -456,14 +485,14 @@ class Topics:
 
     async def delete_before(self, topic: str, partition: int, offset: int) -> int:
         """DeleteRecords: let everything below `offset` go; the new start offset."""
+        return await asyncio.to_thread(self._delete_before, topic, partition, offset)
 
-        def delete() -> int:
-            target = TopicPartition(self.name(topic), partition, offset)
-            futures: Mapping[Any, Any] = self._admin.delete_records([target], request_timeout=ADMIN_SECONDS)
-            (future,) = futures.values()
-            try:
-                return int(future.result().low_watermark)
-            except KafkaException as error:
-                raise self._failed(f"{topic}[{partition}] cannot be trimmed to {offset}", error) from None
-
-        return await asyncio.to_thread(delete)
+    def _delete_before(self, topic: str, partition: int, offset: int) -> int:
+        target = TopicPartition(self.name(topic), partition, offset)
+        admin = self._admin  # held, see `_Connected`
+        futures: Mapping[Any, Any] = admin.delete_records([target], request_timeout=ADMIN_SECONDS)
+        (future,) = futures.values()
+        try:
+            return int(future.result().low_watermark)
+        except KafkaException as error:
+            raise self._failed(f"{topic}[{partition}] cannot be trimmed to {offset}", error) from None

@@ -33,7 +33,7 @@ log_ = logging.getLogger("streamflow.worker.timers")
 READ_RECORDS_MAX: Final = 1_000
 """Records folded in one write batch: a few milliseconds of work. Pairs of set and tombstone within it cost no write."""
 
-CATCH_UP_RECORDS_MAX: Final = 10_000
+CATCH_UP_RECORDS_MAX: Final = 2_000
 """Records read at once by whoever takes over: with many partitions each read begins a fetch of its own."""
 
 RETRY_SECONDS: Final = 0.5
@@ -115,7 +115,10 @@ class TimerService:
         self._earlier = asyncio.Event()
 
     async def run(self) -> None:
-        """Follow, index and fire until cancelled. Raises what reading the log raises; start again from the store."""
+        """Follow, index and fire until cancelled. Raises what reading the log raises; start again from the store.
+
+        A topic that is away at first is waited for: the owner's other work does not need it.
+        """
         await self._catch_up()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -127,26 +130,31 @@ class TimerService:
 
     async def _catch_up(self) -> None:
         """Index what the topic holds now. Before that timers look due whose tombstone lies further on."""
-        pause = RETRY_SECONDS
+        pause, away = RETRY_SECONDS, False
         while True:
             try:
-                end = await self._log.end_offset(TIMERS, self.partition)
-                while (offset := self._store.applied_offset) < end:
-                    records = await self._log.read(TIMERS, self.partition, offset, limit=CATCH_UP_RECORDS_MAX)
-                    if not records:
-                        return  # what lies there was compacted away
-                    for begin in range(0, len(records), READ_RECORDS_MAX):
-                        self._apply(records[begin : begin + READ_RECORDS_MAX])
-                        await asyncio.sleep(0)
+                if away:
+                    await self._log.verify()  # what was deleted does not come back
+                await self._index_all()
                 return
             except Unavailable as error:
-                # The owner's other work does not wait for this topic.
                 log_.warning(
                     "partition %d: timers cannot be read, and none fires: %s; trying again in %.1f s",
                     *(self.partition, error, pause),
                 )
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, RETRY_SECONDS_MAX)
+            away = True
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, RETRY_SECONDS_MAX)
+
+    async def _index_all(self) -> None:
+        end = await self._log.end_offset(TIMERS, self.partition)
+        while (offset := self._store.applied_offset) < end:
+            records = await self._log.read(TIMERS, self.partition, offset, limit=CATCH_UP_RECORDS_MAX)
+            if not records:
+                return  # what lies there was compacted away
+            for begin in range(0, len(records), READ_RECORDS_MAX):
+                self._apply(records[begin : begin + READ_RECORDS_MAX])
+                await asyncio.sleep(0)
 
     async def _follow(self) -> None:
         batches = self._log.follow(TIMERS, self.partition, self._store.applied_offset, limit=READ_RECORDS_MAX)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from streamflow.errors import Unavailable
+from streamflow.errors import CorruptLog, Unavailable
 from streamflow.logs import memory
 from streamflow.logs.base import TIMERS, Log, Outgoing, Record
 from streamflow.logs.memory import MemoryLog
@@ -91,6 +91,12 @@ class World:
         self.fired += [value.decode() for value in timers]
         self.batches.append(len(timers))
         self.instants.append(at)
+
+    async def ended(self) -> None:
+        """Wait for the service, which raises why it ended."""
+        assert self._task is not None
+        task, self._task = self._task, None
+        await task
 
     async def kill(self) -> None:
         assert self._task is not None
@@ -196,6 +202,27 @@ def test_a_topic_that_is_away_at_first_is_read_once_it_is_back(
     run(main)
     said = [record.getMessage() for record in caplog.records if "none fires: no leader" in record.getMessage()]
     assert len(said) == 2
+
+
+def test_a_topic_that_was_deleted_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timers, "RETRY_SECONDS", 0)
+
+    async def end_offset(self: MemoryLog, topic: str, partition: int) -> int:
+        raise Unavailable("topic t.timers is not there (any more)")
+
+    async def verify(self: MemoryLog) -> None:
+        raise CorruptLog("topic t.timers was deleted")
+
+    monkeypatch.setattr(MemoryLog, "end_offset", end_offset)
+    monkeypatch.setattr(MemoryLog, "verify", verify)
+
+    async def main() -> None:
+        async with world() as w:
+            w.start()
+            with pytest.raises(CorruptLog, match="was deleted"):
+                await asyncio.wait_for(w.ended(), 10)
+
+    run(main)
 
 
 def test_fires_when_due_and_not_before() -> None:
