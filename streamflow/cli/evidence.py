@@ -59,6 +59,9 @@ from streamflow.logs.base import HISTORY, Log
 LINES_VARIABLE: Final = "STREAMFLOW_STEP_LINES"
 """The environment variable that names the file of the lines; without it nothing is written."""
 
+END: Final = " ."
+"""The last characters of each line that is whole."""
+
 STARTED, FINISHED, FAILED = "started", "finished", "failed"
 
 
@@ -82,13 +85,16 @@ def _file(path: str) -> int:
 
 
 def write_line(what: str) -> None:
-    """Append a line about the running step's attempt: one write, so that lines of several processes never mix."""
+    """Append a line about the running step's attempt: one write, so that lines of several processes never mix.
+
+    A kill can cut even that at the end of a page. So a line brings the line break before it, and ends with a mark.
+    """
     path = os.environ.get(LINES_VARIABLE)
     if path:
         info = sf.step_info()
         at_ms = time.time_ns() // 1_000_000
-        text = f"{info.workflow_id} {info.number} {info.attempt} {what} {at_ms} {os.getpid()}\n"
-        os.write(_file(path), text.encode())
+        text = f"{info.workflow_id} {info.number} {info.attempt} {what} {at_ms} {os.getpid()}"
+        os.write(_file(path), f"\n{text}{END}".encode())
 
 
 @contextmanager
@@ -104,13 +110,14 @@ def recorded() -> Iterator[None]:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines so far; what a kill cut off in the middle of the last line does not count."""
+    """The lines so far; one that a kill cut in the middle does not count."""
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        workflow_id, number, attempt, what, at_ms, pid = text.rsplit(" ", 5)
-        lines.append(Line(workflow_id, int(number), int(attempt), what, int(at_ms), int(pid)))
+    for text in path.read_text(encoding="utf-8").split("\n"):
+        if text.endswith(END):
+            workflow_id, number, attempt, what, at_ms, pid = text.removesuffix(END).rsplit(" ", 5)
+            lines.append(Line(workflow_id, int(number), int(attempt), what, int(at_ms), int(pid)))
     return lines
 
 

@@ -181,12 +181,14 @@ def test_lines_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     try:
         with recorded():
             pass
+        with path.open("a") as file:
+            file.write("\nan order 3 2 started 170000 12")  # cut off by a kill; another process goes on
         with pytest.raises(ConnectionError), recorded():
             raise ConnectionError
     finally:
         stepinfo.running.reset(token)
     with path.open("a") as file:
-        file.write("an order 3 2 sta")  # cut off by a kill
+        file.write("\nan order 3 2 sta")
     assert [(line.workflow_id, line.number, line.attempt, line.what) for line in read_lines(path)] == [
         ("an order", 3, 2, "started"),
         ("an order", 3, 2, "finished"),

@@ -63,7 +63,7 @@ def _file(folder: str, pid: int) -> int:
 
 
 def tell(what: str, **more: object) -> None:
-    """Append a line about the running attempt: one write, so that a kill leaves all of it or nothing."""
+    """Append a line about the running attempt: one write, which a kill cuts at the end of a page at most."""
     folder = os.environ.get(EFFECTS_VARIABLE)
     if folder is None:
         return

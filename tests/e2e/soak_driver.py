@@ -71,10 +71,16 @@ class Known:
     saw: bool = False
 
 
+def whole_lines(path: Path) -> bytes:
+    """What the journal holds, without a last line that was cut off: what that tells was not done, or is done again."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
 def read_journal(path: Path) -> dict[str, Known]:
-    """The runs of the journal. A last line that was cut off counts for nothing: what it tells was not done yet."""
+    """The runs of the journal."""
     known: dict[str, Known] = {}
-    for text in path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ():
+    for text in whole_lines(path).splitlines():
         line = json.loads(text)
         match line["what"]:
             case "intend":
@@ -97,9 +103,10 @@ class Driver:
         self.chance = chance
         self.life = 0
         self._file = os.open(folder / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.truncate(self._file, len(whole_lines(folder / JOURNAL)))  # what comes next is no part of a line that was cut
 
     def write(self, line: Line) -> None:
-        """One write, so that a kill leaves all of the line or nothing."""
+        """One write, which a kill cuts at the end of a page at most."""
         os.write(self._file, (json.dumps(line) + "\n").encode())
 
     async def run(self, life: int) -> None:

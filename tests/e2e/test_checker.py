@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+import streamflow as sf
 from streamflow.codec.avro import encode_history
 from streamflow.core.events import RunCreated, RunSnapshot, StepFailed, Turn
 from streamflow.errors import ErrorInfo
@@ -20,7 +23,7 @@ from tests.e2e.checker_history import History
 from tests.e2e.checker_promises import Policies
 from tests.e2e.checker_topics import Reading, Record, Topics, Value, decode, read_lines
 from tests.e2e.soak_app import Program, expected, make, signals
-from tests.e2e.soak_driver import intend, read_journal
+from tests.e2e.soak_driver import JOURNAL, Driver, intend, read_journal
 from tests.e2e.soak_faults import KINDS, plan
 
 RUN = "run-0-0"
@@ -568,3 +571,12 @@ def test_a_journal_is_read_up_to_where_it_was_cut_off(tmp_path: Any):
     assert not known["b"].started and not known["b"].saw
     assert read_lines(path, tmp_path / "none") == lines
     assert read_journal(tmp_path / "none") == {}
+
+
+def test_a_client_that_goes_on_writes_no_line_behind_half_of_one(tmp_path: Path) -> None:
+    """A kill cuts a write at the end of a page (seen once in some thousand kills)."""
+    journal = tmp_path / JOURNAL
+    journal.write_text('{"what": "intend", "id": "a"}\n{"what": "started", "id": "a')
+    Driver(Mock(spec=sf.Client), tmp_path, random.Random(1)).write({"what": "intend", "id": "b"})
+    known = read_journal(journal)
+    assert list(known) == ["a", "b"] and not known["a"].started
