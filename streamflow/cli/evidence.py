@@ -2,7 +2,7 @@
 
 A step that is wrapped in `recorded()` appends a line to a file when an attempt starts and when it ends:
 
-    order-0017 3 1 started 1767225600123 4711        workflow id, number, attempt, what, ms since the epoch, process
+    order-0017 3 1 started 1767225600123 4711 .      workflow id, number, attempt, what, ms since the epoch, process
 
 `History` folds the history topic with the reading rule that every reader follows. `examine` compares the two:
 
@@ -114,7 +114,7 @@ def read_lines(path: Path) -> list[Line]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").split("\n"):
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         if text.endswith(END):
             workflow_id, number, attempt, what, at_ms, pid = text.removesuffix(END).rsplit(" ", 5)
             lines.append(Line(workflow_id, int(number), int(attempt), what, int(at_ms), int(pid)))

@@ -54,7 +54,8 @@ FIRST_QUESTION_SECONDS: Final = 1.0
 """Of three brokers the one that stands still is named to a third of those who ask, until the cluster gives it up (9 s).
 """
 FIRST_PATIENCE_SECONDS: Final = 0.1
-"""How long the first question waits before it is seen what hinders it; each further one waits twice as long."""
+SHORT_PATIENCE_SECONDS_MAX: Final = 0.4
+"""How long the first calls wait before it is seen what hinders them; each further one waits twice as long."""
 MOVING: Final = frozenset({
     KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART,
 })  # fmt: skip
@@ -63,7 +64,8 @@ FINAL: Final = frozenset({
     KafkaError.POLICY_VIOLATION, KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_REQUEST, KafkaError.UNSUPPORTED_VERSION,
     KafkaError.SECURITY_DISABLED,
 })  # fmt: skip
-"""Asking again gives the same answer."""
+"""Said at once, since asking again would give the same answer. (A cluster that is still starting may say of replicas
+that there are too few brokers; who knows better starts again.)"""
 POLL_SECONDS: Final = 0.05
 CRITICAL_ONLY: Final = 2
 """As syslog counts: each vain attempt to connect would be a line otherwise, and the error that follows has it."""
@@ -301,7 +303,7 @@ class Topics:
         seconds, pause = FIRST_QUESTION_SECONDS, RETRY_SECONDS
         while True:
             try:
-                return ask(min(seconds, deadline - time.monotonic()))
+                return ask(max(min(seconds, deadline - time.monotonic()), RETRY_SECONDS))
             except Unavailable:
                 if self._hopeless is not None or deadline - time.monotonic() < FIRST_QUESTION_SECONDS:
                     raise
@@ -405,8 +407,12 @@ class Topics:
         admin = self._admin
         while True:
             left = max(deadline - time.monotonic(), RETRY_SECONDS)
+            # An answer that comes after its call has ended is lost: the last call has all the time that is left.
+            wait = left if patience > SHORT_PATIENCE_SECONDS_MAX else min(patience, left)
             try:
-                return _Connected(admin, admin.list_topics(timeout=min(patience, left)))
+                found = _Connected(admin, admin.list_topics(timeout=wait))
+                self._hopeless = None
+                return found
             except KafkaException as error:
                 admin.poll(0)  # the call has heard why, and tells only those who poll
                 if self._hopeless is not None:

@@ -56,7 +56,6 @@ class MakingAdmin(AnsweredAdmin):
 def short_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_topics, "FIRST_QUESTION_SECONDS", 0.05)
     monkeypatch.setattr(kafka_topics, "FIRST_PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(kafka_topics, "ADMIN_SECONDS", 0.5)
 
 
 def test_a_client_that_hears_nothing_gives_way_to_one_with_other_connections(monkeypatch: pytest.MonkeyPatch):
@@ -65,12 +64,13 @@ def test_a_client_that_hears_nothing_gives_way_to_one_with_other_connections(mon
     assert Topics(parse_kafka("kafka://127.0.0.1:9"), "shop").queues() == ["steps.gpu"]
 
 
-def test_where_nobody_answers_it_is_said_in_time(monkeypatch: pytest.MonkeyPatch):
+def test_where_nobody_answers_it_is_said_after_several_questions(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kafka_topics, "ADMIN_SECONDS", 0.5)
     monkeypatch.setattr(StuckAdmin, "asked", 0)
     monkeypatch.setattr(kafka_topics, "AdminClient", lambda config: StuckAdmin())
     with pytest.raises(Unavailable, match=r"the Kafka cluster cannot be reached .*Timed out"):
         Topics(parse_kafka("kafka://127.0.0.1:9"), "shop").queues()
-    assert StuckAdmin.asked > 3
+    assert StuckAdmin.asked > 1
 
 
 def test_creation_that_was_not_answered_is_asked_again_and_may_have_been_done(monkeypatch: pytest.MonkeyPatch):
@@ -88,6 +88,93 @@ def test_creation_that_is_refused_is_asked_for_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kafka_topics, "AdminClient", lambda config: admin)
     with pytest.raises(InvalidArguments, match=r"topic shop\.history cannot be created: Broker: Invalid topic"):
         Topics(parse_kafka("kafka://127.0.0.1:9"), "shop").create(["history"], 1, 1)
+
+
+def test_of_two_who_give_a_client_up_one_replaces_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kafka_topics, "AdminClient", lambda config: AnsweredAdmin())
+    topics = Topics(parse_kafka("kafka://127.0.0.1:9"), "shop")
+    given_up = topics._admin
+    topics._replace(given_up)
+    following = topics._admin
+    topics._replace(given_up)
+    assert given_up is not following is topics._admin
+
+
+class SlowAdmin(AnsweredAdmin):
+    """One whose cluster takes its time, by the clock of the test."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def list_topics(self, timeout: float) -> SimpleNamespace:
+        self.clock.now += min(timeout, self.seconds)
+        if timeout < self.seconds:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return super().list_topics(timeout)
+
+    def poll(self, seconds: float) -> int:
+        return 0
+
+
+class Clock:
+    """Stands in the place of `time`."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("seconds", "until"), [(0.1, 0.1), (0.9, 5.0), (1.7, 6.0), (3.0, 12.0), (4.0, 12.5)])
+def test_a_cluster_that_is_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch, seconds: float, until: float):
+    monkeypatch.undo()  # the real patience, by a clock that costs nothing
+    clock = Clock()
+    monkeypatch.setattr(kafka_topics, "time", clock)
+    monkeypatch.setattr(kafka_topics, "AdminClient", lambda config: SlowAdmin(clock, seconds))
+    assert Topics(parse_kafka("kafka://127.0.0.1:9"), "shop").queues() == ["steps.gpu"]
+    assert clock.now <= until
+
+
+def test_a_cluster_that_never_answers_is_waited_for_until_it_has_given_a_dead_broker_up(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.undo()
+    clock, asked = Clock(), list[float]()
+    monkeypatch.setattr(kafka_topics, "time", clock)
+    monkeypatch.setattr(kafka_topics, "AdminClient", lambda config: AnsweredAdmin())
+    topics = Topics(parse_kafka("kafka://127.0.0.1:9"), "shop")
+
+    def ask(seconds: float) -> None:
+        asked.append(clock.now)
+        assert seconds > 0
+        clock.now += seconds
+        raise Unavailable("nobody answers")
+
+    with pytest.raises(Unavailable):
+        topics._asked(ask)
+    assert len(asked) >= 4 and asked[-1] > 9
+    assert 14 <= clock.now <= 16
+
+
+def test_who_stood_still_between_two_questions_asks_once_more(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    clock, waits = Clock(), list[float]()
+    monkeypatch.setattr(kafka_topics, "time", clock)
+    monkeypatch.setattr(kafka_topics, "AdminClient", lambda config: AnsweredAdmin())
+    monkeypatch.setattr(clock, "sleep", lambda seconds: setattr(clock, "now", 60.0))
+    topics = Topics(parse_kafka("kafka://127.0.0.1:9"), "shop")
+
+    def ask(seconds: float) -> str:
+        waits.append(seconds)
+        if len(waits) == 1:
+            raise Unavailable("nobody answers")
+        return "answered"
+
+    assert topics._asked(ask) == "answered"
+    assert waits[1] > 0
 
 
 def test_a_client_that_is_replaced_answers_those_who_wait_for_it(monkeypatch: pytest.MonkeyPatch):
@@ -108,6 +195,7 @@ def test_a_client_that_is_replaced_answers_those_who_wait_for_it(monkeypatch: py
         except Unavailable as error:
             told.append(error)
 
+    monkeypatch.setattr(kafka_topics, "ADMIN_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         topics = Topics(parse_kafka(f"kafka://127.0.0.1:{silent.getsockname()[1]}"), "shop")
         trimming = threading.Thread(target=trim, args=(topics,), daemon=True)

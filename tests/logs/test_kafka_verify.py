@@ -35,12 +35,15 @@ class PlayedTopics(Topics):
         self.now = dict.fromkeys(TOPICS, "first")
         self.looks = 0
         self.has_begun = asyncio.Event()
+        self.third_has_begun = asyncio.Event()
         self.may_end = asyncio.Event()
         self.may_end.set()
 
     async def ids(self) -> dict[str, str]:
         self.looks += 1
         self.has_begun.set()
+        if self.looks == 3:
+            self.third_has_begun.set()
         seen = dict(self.now)
         await self.may_end.wait()
         return seen
@@ -77,6 +80,16 @@ async def test_a_broker_that_has_not_heard_of_new_topics_yet_is_asked_again():
         topics.may_end.set()
         await asyncio.wait_for(verifying, WAIT_SECONDS)
         assert topics.looks == 2
+
+
+async def test_a_difference_that_does_not_last_is_not_believed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kafka, "GONE_SECONDS", 60)
+    async with opened() as (log, topics):
+        there = topics.now.pop(HISTORY)
+        verifying = asyncio.create_task(log.verify())
+        await asyncio.wait_for(topics.third_has_begun.wait(), WAIT_SECONDS)
+        topics.now[HISTORY] = there
+        await asyncio.wait_for(verifying, WAIT_SECONDS)
 
 
 async def test_a_look_that_is_under_way_may_be_too_old():
