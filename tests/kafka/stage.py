@@ -15,7 +15,7 @@ from typing import Any, Final
 import streamflow as sf
 from streamflow.cli.evidence import LINES_VARIABLE, Findings, History, examine, read_lines
 from streamflow.cli.worker_process import WorkerProcess, Workers
-from streamflow.logs.base import HISTORY
+from streamflow.logs.base import HISTORY, Log
 from streamflow.logs.open import open_log
 from tests.kafka.faulty_app import APP_VARIABLE, STEPS
 
@@ -67,24 +67,55 @@ class Stage:
         lines = self.folder / "lines"
         await until(lambda: len(read_lines(lines)) >= 2 * count, lambda: self.said()[-4000:])
 
+    async def until_each_owns(self) -> dict[int, str]:
+        """Until every worker owns a partition, so that whoever is killed takes something along; who owns which."""
+        owners: dict[int, str] = {}
+
+        async def each_owns() -> bool:
+            self.workers.check()
+            history, _ = await read_history(log)
+            owners.update((partition, claims[-1]) for partition, claims in owners_of(history).items())
+            return len(set(owners.values())) == len(self.workers.all)
+
+        log = await open_log(self.url, app=self.app)
+        try:
+            await until_async(each_owns)
+        finally:
+            await log.close()
+        return owners
+
     async def after(self) -> After:
         log = await open_log(self.url, app=self.app)
         try:
-            history, pause = History(), 0.0
-            for partition in range(log.partitions):
-                instants: list[int] = []
-                offset = await log.start_offset(HISTORY, partition)
-                while batch := await log.read(HISTORY, partition, offset):
-                    for record in batch:
-                        assert record.value is not None, record
-                        turn = history.take(partition, record.value)
-                        if turn is not None:
-                            instants.append(turn.at)
-                    offset = batch[-1].offset + 1
-                pause = max([pause, *(later - earlier for earlier, later in pairwise(instants))])
+            history, pause = await read_history(log)
         finally:
             await log.close()
-        return After(examine(history, read_lines(self.folder / "lines")), history, pause / 1000)
+        return After(examine(history, read_lines(self.folder / "lines")), history, pause)
+
+
+async def read_history(log: Log) -> tuple[History, float]:
+    """What the history says by the reading rule, and `After.longest_pause`."""
+    history, pause = History(), 0
+    for partition in range(log.partitions):
+        instants: list[int] = []
+        offset = await log.start_offset(HISTORY, partition)
+        while batch := await log.read(HISTORY, partition, offset):
+            for record in batch:
+                assert record.value is not None, record
+                turn = history.take(partition, record.value)
+                if turn is not None:
+                    instants.append(turn.at)
+            offset = batch[-1].offset + 1
+        pause = max([pause, *(later - earlier for earlier, later in pairwise(instants))])
+    return history, pause / 1000
+
+
+def owners_of(history: History) -> dict[int, list[str]]:
+    """Who claimed each partition, in the log's order."""
+    owners: dict[int, list[str]] = {}
+    for partition, claim in history.claims:
+        owners.setdefault(partition, []).append(claim.owner)
+    return owners
 
 
 async def until(condition: Callable[[], bool], why: Callable[[], str], seconds: float = RUN_SECONDS) -> None:

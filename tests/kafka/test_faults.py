@@ -24,7 +24,7 @@ from streamflow.logs.kafka_membership import SESSION_SECONDS
 from streamflow.logs.open import open_log
 from tests.kafka.faulty_app import STEPS
 from tests.kafka.plugin import FaultReport
-from tests.kafka.stage import After, Stage, all_complete, delete_topics, staged, start_orders
+from tests.kafka.stage import After, Stage, all_complete, delete_topics, owners_of, staged, start_orders
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -44,6 +44,7 @@ def under(fault: Fault, folder: Path, url: str, *, more: int = 0, zombies: bool 
 
     async def main() -> After:
         async with staged(folder, url) as (stage, client), asyncio.timeout(HANGS_SECONDS):
+            await stage.until_each_owns()
             handles = await start_orders(client, RUNS, STEP_SECONDS)
             await stage.steps_finish(50)
             complete = asyncio.create_task(all_complete(handles))
@@ -63,6 +64,16 @@ def under(fault: Fault, folder: Path, url: str, *, more: int = 0, zombies: bool 
     assert after.findings.runs_completed == after.findings.runs == RUNS + more
     assert after.findings.steps == (RUNS + more) * STEPS
     return after
+
+
+def assert_taken_over(after: After, pid: int, owned: dict[int, str]) -> None:
+    """Each partition that the process owned at that moment was claimed by another later."""
+    lost = [partition for partition, owner in owned.items() if f"-{pid}-" in owner]
+    assert lost, f"process {pid} owned nothing: {owned}"
+    claims = owners_of(after.history)
+    for partition in lost:
+        since = claims[partition].index(owned[partition])
+        assert set(claims[partition][since:]) > {owned[partition]}, f"partition {partition}: {claims[partition]}"
 
 
 async def insist_on_start(client: sf.Client, workflow_id: str) -> sf.Handle[Any]:
@@ -101,20 +112,29 @@ def test_a_worker_is_killed_every_three_seconds(kafka: str, tmp_path: Path, faul
 def test_a_worker_that_is_killed_and_does_not_come_back_is_replaced(
     kafka: str, tmp_path: Path, fault_report: FaultReport
 ) -> None:
+    owned: dict[int, str] = {}
+    pid = 0
+
     async def fault(stage: Stage, client: sf.Client, complete: asyncio.Task[None]) -> None:
+        nonlocal owned, pid
+        owned, pid = await stage.until_each_owns(), stage.workers.all[0].pid
         stage.workers.all[0].kill()
 
     after = under(fault, tmp_path, f"kafka://{kafka}")
     fault_report("a worker killed for good (its partitions wait for the session to end)", after)
-    dead, *_ = after.history.claims
-    assert len({claim.owner for _, claim in after.history.claims}) == 3, dead
+    assert_taken_over(after, pid, owned)
 
 
 def test_a_worker_stopped_beyond_its_session_is_fenced_when_it_wakes(
     kafka: str, tmp_path: Path, fault_report: FaultReport
 ) -> None:
+    owned: dict[int, str] = {}
+    pid = 0
+
     async def fault(stage: Stage, client: sf.Client, complete: asyncio.Task[None]) -> None:
+        nonlocal owned, pid
         zombie = stage.workers.all[0]
+        owned, pid = await stage.until_each_owns(), zombie.pid
         for _ in range(2):
             os.kill(zombie.pid, signal.SIGSTOP)
             await while_running(complete, SESSION_SECONDS + 3)
@@ -125,6 +145,7 @@ def test_a_worker_stopped_beyond_its_session_is_fenced_when_it_wakes(
 
     after = under(fault, tmp_path, f"kafka://{kafka}", more=1, zombies=True)
     fault_report("a worker stopped twice for longer than its session", after)
+    assert_taken_over(after, pid, owned)
 
 
 def test_partitions_move_to_and_fro(kafka: str, tmp_path: Path, fault_report: FaultReport) -> None:
