@@ -409,10 +409,15 @@ class KafkaMembership:
     def _leave(self) -> None:
         # A static member that only closes keeps its place for the session; unsubscribing leaves at once.
         deadline = time.monotonic() + LEAVE_SECONDS
-        self._consumer.unsubscribe()
-        while self._held and time.monotonic() < deadline:
+        try:
+            self._consumer.unsubscribe()
+            while self._held and time.monotonic() < deadline:
+                self._consumer.poll(POLL_SECONDS)
             self._consumer.poll(POLL_SECONDS)
-        self._consumer.poll(POLL_SECONDS)
+        except KafkaException as error:  # put out on its way: there is nothing left to leave
+            log_.info(
+                "%s: member %s of %s was out before it left: %s", self._url.url, self.owner, self._group.name, error
+            )
         self._consumer.close()
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -10,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, ClassVar
 
 import pytest
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streamflow.errors import InvalidArguments, Unavailable
 from streamflow.logs import kafka_membership, kafka_reading
@@ -79,6 +80,36 @@ async def test_a_member_that_nobody_waits_for_leaves(consumer: type[SlowConsumer
     consumer.may_answer.set()
     assert await asyncio.to_thread(consumer.closed.wait, WAIT_SECONDS)
     await member.leave()
+
+
+@pytest.mark.parametrize("call", ["unsubscribe", "poll"])
+async def test_a_member_that_is_put_out_while_it_leaves_has_left(
+    consumer: type[SlowConsumer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+):
+    """Seen in a soak: another process had taken its static id, and `unsubscribe` of such a consumer raises."""
+    consumer.may_answer.set()
+    unsubscribed = threading.Event()
+
+    def unsubscribe(_: SlowConsumer) -> None:
+        unsubscribed.set()
+        if call == "unsubscribe":
+            raise KafkaException(KafkaError(KafkaError._FATAL))
+
+    def poll(self: SlowConsumer, seconds: float) -> None:
+        if unsubscribed.is_set():
+            raise KafkaException(KafkaError(KafkaError._FATAL))
+        self.closed.wait(min(seconds, 0.01))
+
+    monkeypatch.setattr(SlowConsumer, "unsubscribe", unsubscribe)
+    monkeypatch.setattr(SlowConsumer, "poll", poll)
+    member = KafkaMembership(group(), "one", None)
+    await member.joined()
+    with caplog.at_level(logging.INFO, "streamflow.logs"):
+        await asyncio.wait_for(member.leave(), WAIT_SECONDS)
+    assert member.has_left and consumer.closed.is_set()
+    assert [shares async for shares in member.assignments()] == [], "nothing has failed"
+    assert [record.levelname for record in caplog.records] == ["INFO"], caplog.text
+    assert "member one of shop was out before it left" in caplog.text
 
 
 async def test_members_that_have_left_are_let_go(consumer: type[SlowConsumer], monkeypatch: pytest.MonkeyPatch):
