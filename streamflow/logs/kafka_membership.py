@@ -375,7 +375,7 @@ class KafkaMembership:
             return not self._hears_nothing()
         if error.code() in DENIED:
             raise self._cannot_join(error)
-        if not error.fatal():
+        if not _is_final(error):
             log_.debug("%s: group %s: %s", self._url.url, self._group.name, error.str())
             return True
         # Another process has taken this static id: a second worker on the same state directory, or one that was
@@ -403,7 +403,7 @@ class KafkaMembership:
     def _on_error(self, error: KafkaError) -> None:
         """Called whatever the consumer is asked. The message that says the same may get lost in a rebalance."""
         log_.debug("%s: member %s of %s: %s", self._url.url, self.owner, self._group.name, error.str())
-        if error.fatal():
+        if _is_final(error):
             self._unheard = error
 
     def _leave(self) -> None:
@@ -469,6 +469,11 @@ class KafkaMembership:
         except RuntimeError:
             return False
         return True
+
+
+def _is_final(error: KafkaError) -> bool:
+    """Whether this consumer can do nothing any more. What a poll returns has no such mark, and says so by its code."""
+    return error.fatal() or error.code() == KafkaError._FATAL
 
 
 def _succeed(future: asyncio.Future[Any], result: object) -> None:

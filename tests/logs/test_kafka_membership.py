@@ -169,23 +169,43 @@ async def test_who_asks_for_an_offset_that_is_refused_is_told(
     await member.leave()
 
 
-async def test_a_member_that_is_told_of_its_end_by_callback_alone_joins_anew(
-    consumer: type[SlowConsumer], monkeypatch: pytest.MonkeyPatch
+class Ended:
+    """A message by which librdkafka says that the consumer can do nothing any more: its code, without the mark."""
+
+    def error(self) -> KafkaError:
+        error = KafkaError(KafkaError._FATAL, "Fatal error: Broker: Static consumer fenced")
+        assert not error.fatal()
+        return error
+
+
+@pytest.mark.parametrize("told_by", ["callback", "message"])
+async def test_a_member_that_is_told_of_its_end_joins_anew_at_once(
+    consumer: type[SlowConsumer], monkeypatch: pytest.MonkeyPatch, told_by: str
 ):
+    """Either is seen alone: a message may get lost in a rebalance, and of a refused commit no callback tells."""
     consumer.may_answer.set()
     made: list[dict[str, Any]] = []
     again = threading.Event()
+    messages: SimpleQueue[Ended] = SimpleQueue()
 
     def init(self: SlowConsumer, config: dict[str, Any]) -> None:
         made.append(config)
         if len(made) == 2:
             again.set()
 
+    def poll(self: SlowConsumer, seconds: float) -> Ended | None:
+        with suppress(Empty):
+            return messages.get(timeout=min(seconds, 0.01))
+        return None
+
     monkeypatch.setattr(SlowConsumer, "__init__", init)
+    monkeypatch.setattr(SlowConsumer, "poll", poll)
     member = KafkaMembership(group(), "one", "place-1")
     await member.joined()
-    fenced = KafkaError(KafkaError.FENCED_INSTANCE_ID, "another has this place", fatal=True)
-    made[0]["error_cb"](fenced)
+    if told_by == "message":
+        messages.put(Ended())
+    else:
+        made[0]["error_cb"](KafkaError(KafkaError.FENCED_INSTANCE_ID, "another has this place", fatal=True))
     assert await asyncio.to_thread(again.wait, WAIT_SECONDS)
     assert [config["group.instance.id"] for config in made] == ["place-1", "place-1"]
     await member.leave()
