@@ -173,6 +173,13 @@ class History:
         self.records = 0
         self._rules: dict[int, tuple[ReadingRule, Assembler]] = {}
 
+    def owners(self) -> dict[int, list[str]]:
+        """Who claimed each partition, one after another."""
+        owners: dict[int, list[str]] = {}
+        for partition, claim in self.claims:
+            owners.setdefault(partition, []).append(claim.owner)
+        return owners
+
     def take(self, partition: int, value: bytes) -> Turn | None:
         """Take the next record of the partition; the turn when one is whole with it."""
         self.records += 1

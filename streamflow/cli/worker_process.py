@@ -69,11 +69,11 @@ class WorkerProcess:
         self._process.kill()
         self._process.wait()
 
-    async def stop(self) -> int:
-        """SIGTERM, then wait for the process to end; its exit code. A worker that does not stop is killed."""
+    async def stop(self, seconds: float = STOP_SECONDS) -> int:
+        """SIGTERM, then wait for the process to end; its exit code. A worker that does not stop in time is killed."""
         self.killed = True
         self._process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + seconds
         while True:
             if not self.is_alive:
                 return self._process.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import streamflow as sf
-from streamflow.cli.evidence import LINES_VARIABLE, Findings, History, examine, read_lines
+from streamflow.broker import Cluster
+from streamflow.cli.evidence import FINISHED, LINES_VARIABLE, Findings, History, examine, read_lines
 from streamflow.cli.worker_process import WorkerProcess, Workers
 from streamflow.logs.base import HISTORY, Log
 from streamflow.logs.open import open_log
@@ -62,20 +63,28 @@ class Stage:
     async def until_said(self, text: str) -> None:
         await until(lambda: text in self.said(), lambda: f"no worker said {text!r}:\n{self.said()[-4000:]}")
 
-    async def steps_finish(self, count: int) -> None:
-        """Until so many attempts have ended: the work is under way."""
-        lines = self.folder / "lines"
-        await until(lambda: len(read_lines(lines)) >= 2 * count, lambda: self.said()[-4000:])
+    def finished(self) -> int:
+        """How many attempts have ended well."""
+        return sum(line.what == FINISHED for line in read_lines(self.folder / "lines"))
 
-    async def until_each_owns(self) -> dict[int, str]:
-        """Until every worker owns a partition, so that whoever is killed takes something along; who owns which."""
-        owners: dict[int, str] = {}
+    async def steps_finish(self, count: int) -> None:
+        """Until so many more attempts have ended: the work is under way."""
+        count += self.finished()
+        await until(lambda: self.finished() >= count, lambda: self.said()[-4000:])
+
+    async def until_each_owns(self) -> dict[int, list[str]]:
+        """Until every worker that lives owns a partition: whoever is then killed takes some along. `History.owners`."""
+        owners: dict[int, list[str]] = {}
 
         async def each_owns() -> bool:
             self.workers.check()
             history, _ = await read_history(log)
-            owners.update((partition, claims[-1]) for partition, claims in owners_of(history).items())
-            return len(set(owners.values())) == len(self.workers.all)
+            owners.update(history.owners())
+            return all(
+                any(is_owned_by(worker, claims[-1]) for claims in owners.values())
+                for worker in self.workers.all
+                if worker.is_alive
+            )
 
         log = await open_log(self.url, app=self.app)
         try:
@@ -93,6 +102,11 @@ class Stage:
         return After(examine(history, read_lines(self.folder / "lines")), history, pause)
 
 
+def is_owned_by(worker: WorkerProcess, owner: str) -> bool:
+    """Whether that name in a claim is the worker's: host, process id, chance."""
+    return f"-{worker.pid}-" in owner
+
+
 async def read_history(log: Log) -> tuple[History, float]:
     """What the history says by the reading rule, and `After.longest_pause`."""
     history, pause = History(), 0
@@ -108,14 +122,6 @@ async def read_history(log: Log) -> tuple[History, float]:
             offset = batch[-1].offset + 1
         pause = max([pause, *(later - earlier for earlier, later in pairwise(instants))])
     return history, pause / 1000
-
-
-def owners_of(history: History) -> dict[int, list[str]]:
-    """Who claimed each partition, in the log's order."""
-    owners: dict[int, list[str]] = {}
-    for partition, claim in history.claims:
-        owners.setdefault(partition, []).append(claim.owner)
-    return owners
 
 
 async def until(condition: Callable[[], bool], why: Callable[[], str], seconds: float = RUN_SECONDS) -> None:
@@ -158,6 +164,17 @@ async def staged(
             await asyncio.to_thread(delete_topics, url, stage.app)
 
 
+def leader_of(cluster: Cluster, topic: str, among: Collection[int] = (1, 2, 3)) -> int:
+    """The node of these that leads the topic's first partition, once there is one and somebody says so."""
+    deadline = time.monotonic() + RUN_SECONDS
+    while True:
+        leader = cluster.leader_of(topic, 0)
+        if leader is not None and leader in among:
+            return leader
+        assert time.monotonic() < deadline, f"{topic} is led by {leader}"
+        time.sleep(0.05)  # tidy: the poll of a fact that other processes make true
+
+
 def delete_topics(url: str, app: str) -> None:
     """Leave the shared cluster as it was."""
     from confluent_kafka.admin import AdminClient
@@ -168,10 +185,19 @@ def delete_topics(url: str, app: str) -> None:
         future.result()
 
 
-async def start_orders(client: sf.Client, count: int, seconds: float) -> list[sf.Handle[Any]]:
-    """Start so many runs, once the workers are there; all are accepted when this returns."""
-    await client.list(limit=1)  # every partition has answered
-    starting = (client.start("order", seconds, id=f"order-{number}") for number in range(count))
+async def insist_on_start(client: sf.Client, workflow_id: str, seconds: float) -> sf.Handle[Any]:
+    """Start again while nobody answers for longer than a client waits: the same start twice starts once."""
+    async with asyncio.timeout(RUN_SECONDS):
+        while True:
+            try:
+                return await client.start("order", seconds, id=workflow_id)
+            except sf.Unavailable:
+                continue
+
+
+async def start_orders(client: sf.Client, count: int, seconds: float, name: str = "order") -> list[sf.Handle[Any]]:
+    """Start so many runs; all are accepted when this returns."""
+    starting = (insist_on_start(client, f"{name}-{number}", seconds) for number in range(count))
     return list(await asyncio.gather(*starting))
 
 

@@ -19,161 +19,176 @@ import pytest
 
 import streamflow as sf
 from streamflow.broker import Cluster
+from streamflow.cli.worker_process import WorkerProcess
 from streamflow.logs.base import HISTORY
 from streamflow.logs.kafka_membership import SESSION_SECONDS
 from streamflow.logs.open import open_log
 from tests.kafka.faulty_app import STEPS
 from tests.kafka.plugin import FaultReport
-from tests.kafka.stage import After, Stage, all_complete, delete_topics, owners_of, staged, start_orders
+from tests.kafka.stage import (
+    After,
+    Stage,
+    all_complete,
+    delete_topics,
+    insist_on_start,
+    is_owned_by,
+    leader_of,
+    staged,
+    start_orders,
+)
 
 pytestmark = pytest.mark.timeout(400)
 
 RUNS = 500
+MORE = 60
+"""Runs at a time that keep the workers busy when those are done before the fault is over."""
 STEP_SECONDS = 0.4
+STOPS_SECONDS = 60.0
+"""More than a worker allows itself for its end."""
 HANGS_SECONDS = 300.0
 """Where nothing goes on for so long, the test fails with what the workers said, before pytest ends all of them."""
-Fault = Callable[[Stage, sf.Client, asyncio.Task[None]], Awaitable[None]]
+Fault = Callable[[Stage, sf.Client], Awaitable[int]]
+"""Does its harm, and tells how many runs it started itself."""
 
 
-def under(fault: Fault, folder: Path, url: str, *, more: int = 0, zombies: bool = False) -> After:
-    """Run orders while the fault is at work, which starts `more`; the log must be well afterwards.
+async def work_until(over: asyncio.Event, client: sf.Client, handles: list[sf.Handle[Any]]) -> int:
+    """Await these runs, and then more, some at a time, until the fault is over; how many were started."""
+    await all_complete(handles)
+    more = 0
+    while not over.is_set():
+        await all_complete(await start_orders(client, MORE, STEP_SECONDS, f"more-{more}"))
+        more += MORE
+    return more
+
+
+def under(fault: Fault, folder: Path, url: str, *, zombies: bool = False) -> After:
+    """Run orders on three workers for as long as the fault is at work; the log must be well afterwards.
 
     Where there are zombies, one may start what its successor has completed: it has not heard of it. Its outcome counts
     for nothing.
     """
 
-    async def main() -> After:
+    async def main() -> tuple[After, int]:
         async with staged(folder, url) as (stage, client), asyncio.timeout(HANGS_SECONDS):
             await stage.until_each_owns()
             handles = await start_orders(client, RUNS, STEP_SECONDS)
             await stage.steps_finish(50)
-            complete = asyncio.create_task(all_complete(handles))
-            try:
-                await fault(stage, client, complete)
-                await complete
-            finally:
-                complete.cancel()
-            return await stage.after()
+            over = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                work = group.create_task(work_until(over, client, handles))
+                runs = RUNS + await fault(stage, client)
+                over.set()
+            return await stage.after(), runs + work.result()
 
-    after = asyncio.run(main())
+    after, runs = asyncio.run(main())
     assert not after.findings.lost, after.findings.lost
     assert not after.findings.unknown, after.findings.unknown
     assert not after.findings.unperformed, after.findings.unperformed
     if not zombies:
         assert not after.findings.run_again, after.findings.run_again
-    assert after.findings.runs_completed == after.findings.runs == RUNS + more
-    assert after.findings.steps == (RUNS + more) * STEPS
+    assert after.findings.runs_completed == after.findings.runs == runs
+    assert after.findings.steps == runs * STEPS
     return after
 
 
-def assert_taken_over(after: After, pid: int, owned: dict[int, str]) -> None:
-    """Each partition that the process owned at that moment was claimed by another later."""
-    lost = [partition for partition, owner in owned.items() if f"-{pid}-" in owner]
-    assert lost, f"process {pid} owned nothing: {owned}"
-    claims = owners_of(after.history)
+def assert_taken_over(after: After, victim: WorkerProcess, before: dict[int, list[str]]) -> None:
+    """Each partition that the worker owned, where the owners were these, was next claimed by another."""
+    lost = [partition for partition, owners in before.items() if is_owned_by(victim, owners[-1])]
+    assert lost, f"process {victim.pid} owned nothing: {before}"
     for partition in lost:
-        since = claims[partition].index(owned[partition])
-        assert set(claims[partition][since:]) > {owned[partition]}, f"partition {partition}: {claims[partition]}"
+        owners = after.history.owners()[partition]
+        later = owners[len(before[partition]) :]
+        assert later and not is_owned_by(victim, later[0]), f"partition {partition}: {owners}"
 
 
-async def insist_on_start(client: sf.Client, workflow_id: str) -> sf.Handle[Any]:
-    """Start again while nobody answers: the same start twice starts once."""
-    while True:
-        try:
-            return await client.start("order", 0.01, id=workflow_id)
-        except sf.Unavailable:
-            continue  # it has waited for as long as a client waits
-
-
-async def while_running(complete: asyncio.Task[None], seconds: float) -> bool:
-    """Let the fault last so long; False when all work is done before."""
-    await asyncio.wait((complete,), timeout=seconds)
-    return not complete.done()
+async def last(seconds: float) -> None:
+    """Let the fault last so long."""
+    await asyncio.sleep(seconds)  # tidy: the fault's own duration
 
 
 def test_a_worker_is_killed_every_three_seconds(kafka: str, tmp_path: Path, fault_report: FaultReport) -> None:
     chance = random.Random(4711)
-    kills = 0
+    kills = 4
 
-    async def fault(stage: Stage, client: sf.Client, complete: asyncio.Task[None]) -> None:
-        nonlocal kills
+    async def fault(stage: Stage, client: sf.Client) -> int:
         alive = list(stage.workers.all)
-        while await while_running(complete, 3.0):
+        for _ in range(kills):
+            await last(3.0)
+            await stage.until_each_owns()
             victim = alive.pop(chance.randrange(len(alive)))
             victim.kill()
-            kills += 1
             alive.append(stage.start())  # on the directory that the victim left: it has its partitions at once
+        return 0
 
     after = under(fault, tmp_path, f"kafka://{kafka}")
-    assert kills >= 2
     fault_report(f"a worker killed every 3 s, {kills} times", after)
 
 
 def test_a_worker_that_is_killed_and_does_not_come_back_is_replaced(
     kafka: str, tmp_path: Path, fault_report: FaultReport
 ) -> None:
-    owned: dict[int, str] = {}
-    pid = 0
+    seen: list[tuple[WorkerProcess, dict[int, list[str]]]] = []
 
-    async def fault(stage: Stage, client: sf.Client, complete: asyncio.Task[None]) -> None:
-        nonlocal owned, pid
-        owned, pid = await stage.until_each_owns(), stage.workers.all[0].pid
-        stage.workers.all[0].kill()
+    async def fault(stage: Stage, client: sf.Client) -> int:
+        victim = stage.workers.all[0]
+        seen.append((victim, await stage.until_each_owns()))
+        victim.kill()
+        return 0
 
     after = under(fault, tmp_path, f"kafka://{kafka}")
     fault_report("a worker killed for good (its partitions wait for the session to end)", after)
-    assert_taken_over(after, pid, owned)
+    assert_taken_over(after, *seen[0])
 
 
 def test_a_worker_stopped_beyond_its_session_is_fenced_when_it_wakes(
     kafka: str, tmp_path: Path, fault_report: FaultReport
 ) -> None:
-    owned: dict[int, str] = {}
-    pid = 0
+    seen: list[tuple[WorkerProcess, dict[int, list[str]]]] = []
 
-    async def fault(stage: Stage, client: sf.Client, complete: asyncio.Task[None]) -> None:
-        nonlocal owned, pid
+    async def fault(stage: Stage, client: sf.Client) -> int:
         zombie = stage.workers.all[0]
-        owned, pid = await stage.until_each_owns(), zombie.pid
         for _ in range(2):
+            seen.append((zombie, await stage.until_each_owns()))
             os.kill(zombie.pid, signal.SIGSTOP)
-            await while_running(complete, SESSION_SECONDS + 3)
+            await last(SESSION_SECONDS + 3)
             os.kill(zombie.pid, signal.SIGCONT)
-            await while_running(complete, 3)
+            await last(3)
         zombie.check()
         assert await (await client.start("order", 0.01, id="late")).result(timeout=100) == list(range(STEPS))
+        return 1
 
-    after = under(fault, tmp_path, f"kafka://{kafka}", more=1, zombies=True)
+    after = under(fault, tmp_path, f"kafka://{kafka}", zombies=True)
     fault_report("a worker stopped twice for longer than its session", after)
-    assert_taken_over(after, pid, owned)
+    for zombie, before in seen:
+        assert_taken_over(after, zombie, before)
 
 
 def test_partitions_move_to_and_fro(kafka: str, tmp_path: Path, fault_report: FaultReport) -> None:
-    moves = 0
+    arrivals = 3
 
-    async def fault(stage: Stage, client: sf.Client, complete: asyncio.Task[None]) -> None:
-        nonlocal moves
-        while await while_running(complete, 1.0) and moves < 6:
+    async def fault(stage: Stage, client: sf.Client) -> int:
+        for _ in range(arrivals):
             extra = stage.start(state="extra")
-            await stage.until_said(f"pid {extra.pid};")  # before that a signal ends it like any process
-            await while_running(complete, 2.5)
-            assert await extra.stop() == 0, stage.said()
-            moves += 2
+            await stage.until_each_owns()
+            await last(0.5)
+            assert await extra.stop(STOPS_SECONDS) == 0, stage.said()
+        return 0
 
     after = under(fault, tmp_path, f"kafka://{kafka}")
-    assert moves >= 2
-    fault_report(f"partitions moved by {moves} arrivals and departures", after)
+    fault_report(f"partitions moved by {arrivals} arrivals and departures", after)
 
 
 def test_the_leader_is_killed_four_times(kafka_cluster: Cluster, tmp_path: Path, fault_report: FaultReport) -> None:
-    async def fault(stage: Stage, client: sf.Client, complete: asyncio.Task[None]) -> None:
+    async def fault(stage: Stage, client: sf.Client) -> int:
         for _ in range(4):
-            leader = await asyncio.to_thread(kafka_cluster.leader_of, f"{stage.app}.{HISTORY}", 0)
-            assert leader is not None
+            await stage.steps_finish(RUNS)  # the last one is overcome
+            leader = await asyncio.to_thread(leader_of, kafka_cluster, f"{stage.app}.{HISTORY}")
             kafka_cluster.node(leader).kill()
-            await while_running(complete, 2.0)
+            # Only then is it somebody else; and what is started sooner would still be counted in while it is not there.
+            await asyncio.to_thread(kafka_cluster.wait, [node for node in (1, 2, 3) if node != leader])
             await asyncio.to_thread(kafka_cluster.node(leader).start)
             await asyncio.to_thread(kafka_cluster.wait)
+        return 0
 
     after = under(fault, tmp_path, kafka_cluster.url)
     fault_report("the leader of a partition killed and restarted four times", after)
@@ -182,22 +197,23 @@ def test_the_leader_is_killed_four_times(kafka_cluster: Cluster, tmp_path: Path,
 def test_two_of_three_brokers_are_away_for_twenty_seconds(
     kafka_cluster: Cluster, tmp_path: Path, fault_report: FaultReport
 ) -> None:
-    async def fault(stage: Stage, client: sf.Client, complete: asyncio.Task[None]) -> None:
-        leader = await asyncio.to_thread(kafka_cluster.leader_of, f"{stage.app}.{HISTORY}", 0)
+    async def fault(stage: Stage, client: sf.Client) -> int:
+        leader = await asyncio.to_thread(leader_of, kafka_cluster, f"{stage.app}.{HISTORY}")
         away = [node for node in kafka_cluster.nodes if node.number != leader]
         for node in away:
             node.kill()
         gone_at = time.monotonic()
-        late = asyncio.create_task(insist_on_start(client, "while-away"))
-        await while_running(complete, 20.0)
+        late = asyncio.create_task(insist_on_start(client, "while-away", 0.01))
+        await last(20.0)
         assert not late.done(), "nothing may be acknowledged that one broker alone has"
         for node in away:
             await asyncio.to_thread(node.start)
         await asyncio.to_thread(kafka_cluster.wait)
         assert time.monotonic() - gone_at > 20
         assert await (await late).result(timeout=100) == list(range(STEPS))
+        return 1
 
-    after = under(fault, tmp_path, kafka_cluster.url, more=1)
+    after = under(fault, tmp_path, kafka_cluster.url)
     fault_report("two of three brokers away for 20 s", after)
     assert after.longest_pause > 15
 
