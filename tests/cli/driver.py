@@ -15,7 +15,7 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = [sys.executable, "-c", "from streamflow.cli.main import cli; cli(prog_name='streamflow')"]
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 
 SHOP = """
 import asyncio

@@ -24,7 +24,9 @@ from streamflow.codec.avro import decode_history
 from streamflow.core.events import Claim
 from streamflow.logs.base import HISTORY
 from streamflow.logs.open import open_log
+from streamflow.logs.sqlite_stuck import write_lock_holder
 from tests.e2e.faulty_shop import app, interrupts, order, slow
+from tests.waiting import until
 
 LEASE_SECONDS = 5.0
 RUN_SECONDS = 60.0
@@ -89,6 +91,10 @@ async def approve_and_await(client: sf.Client, handles: list[sf.Handle[int]]) ->
     return [await handle.result(timeout=RUN_SECONDS) for handle in handles]
 
 
+async def complete(client: sf.Client, handles: list[sf.Handle[int]]) -> None:
+    assert await approve_and_await(client, handles) == [expected(6)] * len(handles)
+
+
 def expected(items: int) -> int:
     return sum(range(items)) + 3 + 5 + 7
 
@@ -101,20 +107,53 @@ async def lines_reach(stage: Stage, count: int) -> None:
         await asyncio.sleep(0.01)  # tidy: a file has no event to wait for
 
 
+async def until_each_owns(stage: Stage) -> None:
+    """Until every worker that lives owns a partition, so that whoever is killed takes some along."""
+    deadline = time.monotonic() + RUN_SECONDS
+    while True:
+        stage.workers.check()
+        owners = [claims[-1] for claims in (await stage.history()).owners().values()]
+        living = [worker.pid for worker in stage.workers.all if worker.is_alive]
+        if all(any(f"-{pid}-" in owner for owner in owners) for pid in living):
+            return
+        assert time.monotonic() < deadline, f"of {living} own {owners}\n{stage.said()}"
+        await asyncio.sleep(0.05)  # tidy: the poll of a fact that another process makes true
+
+
+async def stop_between_writes(stage: Stage, zombie: WorkerProcess) -> None:
+    """SIGSTOP, where it keeps nobody from writing: in the middle of a write it would be woken up, to end that."""
+    for _ in range(1000):
+        os.kill(zombie.pid, signal.SIGSTOP)
+        await asyncio.to_thread(os.waitid, os.P_PID, zombie.pid, os.WSTOPPED)
+        holder = write_lock_holder(stage.folder / "log.db")
+        if holder is None or holder.pid != zombie.pid:
+            return
+        os.kill(zombie.pid, signal.SIGCONT)
+        await asyncio.sleep(0.005)  # tidy: it goes on writing for a moment
+    raise AssertionError("it was never found between two writes")
+
+
+def blocked_lines(stage: Stage) -> list[str]:
+    """What was said about the step that blocked, by a thread of its own."""
+    return [line for line in stage.said().splitlines() if "blocker" in line and "blocked the event loop" in line]
+
+
 def test_workers_killed_at_any_moment_lose_nothing_and_repeat_no_completed_step(tmp_path: Path) -> None:
     chance = random.Random(4711)
 
     async def main() -> None:
         async with staged(tmp_path) as (stage, client):
             alive = [stage.workers.all[0], stage.start()]
-            handles = [await client.start(order, 6, id=f"order-{index}") for index in range(60)]
-            results = asyncio.ensure_future(approve_and_await(client, handles))
-            for kill in range(5):
-                await lines_reach(stage, 100 * (kill + 1) + chance.randrange(80))
-                victim = alive.pop(chance.randrange(2))
-                victim.kill()
-                alive.append(stage.start())
-            assert await results == [expected(6)] * 60
+            async with asyncio.TaskGroup() as group:
+                for kill in range(5):
+                    await until_each_owns(stage)
+                    lines = len(read_lines(tmp_path / "lines"))
+                    handles = [await client.start(order, 6, id=f"order-{kill}-{index}") for index in range(12)]
+                    group.create_task(complete(client, handles))
+                    await lines_reach(stage, lines + chance.randrange(1, 200))
+                    victim = alive.pop(chance.randrange(2))
+                    victim.kill()
+                    alive.append(stage.start())
             findings = await stage.findings()
             assert findings.all_well, findings
             assert findings.runs_completed == 60
@@ -129,7 +168,7 @@ def test_a_worker_that_is_stopped_longer_than_its_lease_is_replaced_and_fenced_w
             zombie = stage.workers.all[0]
             handles = [await client.start(order, 30, id=f"order-{index}") for index in range(20)]
             await lines_reach(stage, 100)
-            os.kill(zombie.pid, signal.SIGSTOP)
+            await stop_between_writes(stage, zombie)
             stopped_at = time.monotonic()
             stage.start()
             assert await approve_and_await(client, handles) == [expected(30)] * 20
@@ -152,7 +191,7 @@ def test_a_worker_that_is_told_to_stop_hands_over_at_once(tmp_path: Path) -> Non
             handles = [await client.start(order, 30, id=f"order-{index}") for index in range(20)]
             await lines_reach(stage, 100)
             stage.start()
-            assert await stage.workers.all[0].stop() == 0, stage.said()
+            assert await stage.workers.all[0].stop(60) == 0, stage.said()
             assert await approve_and_await(client, handles) == [expected(30)] * 20
             findings = await stage.findings()
             assert findings.all_well, findings
@@ -171,10 +210,8 @@ def test_a_step_that_blocks_the_event_loop_longer_than_the_lease_costs_no_owners
             stage.start()  # somebody who would take over, if there were anything to take
             handle = await client.start(slow, LEASE_SECONDS + 2, id="blocker")
             assert await handle.result(timeout=RUN_SECONDS) == "done"
-            blocked = [
-                line for line in stage.said().splitlines() if "blocker" in line and "blocked the event loop" in line
-            ]
-            assert blocked, stage.said()
+            await until(lambda: blocked_lines(stage))
+            blocked = blocked_lines(stage)
             assert "forgets_to_await" in blocked[0]
             assert "make it a plain def: it then runs in a thread" in blocked[0]
             partition_claims = [claim for claim in await stage.claims() if claim not in before]

@@ -82,7 +82,7 @@ async def fill_up(client: sf.Client) -> list[sf.Handle[int]]:
     accepted: list[sf.Handle[int]] = []
     for index in range(1000):
         starting = asyncio.ensure_future(client.start(fill, "x" * 20_000, id=f"fill-{index}"))
-        done, _ = await asyncio.wait((starting,), timeout=3)
+        done, _ = await asyncio.wait((starting,), timeout=15)
         if not done:
             starting.cancel()
             return accepted

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import confluent_kafka
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 import streamflow as sf
@@ -27,7 +28,7 @@ from streamflow.logs.kafka_url import parse_kafka
 from streamflow.logs.open import open_log
 from streamflow.worker import Worker
 from tests.kafka.faulty_app import STEPS
-from tests.kafka.stage import all_complete, delete_topics, staged, start_orders, until
+from tests.kafka.stage import all_complete, delete_topics, staged, start_orders, until, until_async
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -59,12 +60,25 @@ def test_a_topic_that_is_made_anew_under_a_worker_is_refused(kafka: str, tmp_pat
     asyncio.run(main())
 
 
+def wait_for_notes(url: str, app: str) -> None:
+    """Until a worker has committed an offset, and with it which history it belongs to."""
+    settings = {"bootstrap.servers": url.partition("://")[2].partition("?")[0], "group.id": app}
+    consumer = Consumer(settings)
+    places = [TopicPartition(f"{app}.{COMMANDS}", partition) for partition in range(6)]
+    try:
+        deadline = time.monotonic() + 60
+        while not any(place.metadata for place in consumer.committed(places, timeout=20)):
+            assert time.monotonic() < deadline, "nothing was committed"
+    finally:
+        consumer.close()
+
+
 def test_a_worker_without_any_state_refuses_commands_whose_history_was_made_anew(kafka: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with staged(tmp_path, f"kafka://{kafka}", workers=1) as (stage, client):
             assert await (await client.start("order", 0.01, id="before")).result() == list(range(STEPS))
-            await asyncio.sleep(3)  # tidy: offsets are committed every two seconds; nothing tells when
-            assert await stage.workers.all[0].stop() == 0
+            await asyncio.to_thread(wait_for_notes, stage.url, stage.app)
+            assert await stage.workers.all[0].stop(60) == 0
             await asyncio.to_thread(made_anew, stage.url, stage.app, HISTORY)
             fresh = stage.start(state="fresh")
             await until(lambda: not fresh.is_alive, stage.said, seconds=60)
@@ -78,7 +92,7 @@ def test_state_of_another_cluster_is_wiped_and_rebuilt(kafka: str, kafka_cluster
     async def main() -> None:
         async with staged(tmp_path, f"kafka://{kafka}", workers=1) as (stage, client):
             assert await (await client.start("order", 0.01, id="here")).result() == list(range(STEPS))
-            assert await stage.workers.all[0].stop() == 0
+            assert await stage.workers.all[0].stop(60) == 0
             elsewhere = f"{kafka_cluster.url}?partitions=6"
             try:
                 await (await open_log(elsewhere, app=stage.app)).close()
@@ -169,11 +183,17 @@ def test_garbage_on_every_topic_that_outsiders_may_write_ends_as_dead_letters(ka
                     for key in (b"order-1", None):
                         producer.produce(f"{stage.app}.{COMMANDS}", value, key, partition)
             producer.produce(f"{stage.app}.{STATUS}", b"not a status", b"order-1", 0)
-            producer.flush(30)
+            assert producer.flush(30) == 0
             await all_complete(handles)
             late = await start_orders_again(client)
             await all_complete(late)
-            assert await dead_letters(stage.url, stage.app) == 6 * 2 * len(garbage())
+            expected = 6 * 2 * len(garbage())
+
+            async def all_told() -> bool:
+                return await dead_letters(stage.url, stage.app) >= expected
+
+            await until_async(all_told)  # the runs need not be on every partition
+            assert await dead_letters(stage.url, stage.app) == expected
             after = await stage.after()
             assert after.findings.all_well, after.findings
 
@@ -217,6 +237,11 @@ def test_a_topic_with_a_wrong_setting_is_refused_by_name_with_the_command_that_r
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
         for future in admin.incremental_alter_configs([resource]).values():
             future.result()
+        topics, deadline = Topics(parse_kafka(url), app), time.monotonic() + 60
+        while (
+            topics.describe([HISTORY], settings=True)[HISTORY].settings["retention.ms"] != "86400000"
+        ):  # the broker that is asked
+            assert time.monotonic() < deadline
 
     async def main() -> None:
         await (await open_log(url, app=app)).close()
@@ -283,6 +308,7 @@ def test_a_broker_that_stands_still_keeps_nobody_from_the_topics(kafka_cluster: 
         try:
             assert await asyncio.gather(*(Topics(url, app).open(create=True) for _ in range(8))) == [made] * 8
         finally:
+            await asyncio.to_thread(kafka_cluster.wait, [1, 2])
             kafka_cluster.node(3).resume()
             await asyncio.to_thread(kafka_cluster.wait)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from streamflow.broker.probe import Probe
 from streamflow.broker.settings import HOST, free_ports
 from tests.cli import driver
 from tests.cli.driver import Process
+from tests.waiting import until
 
 CACHE_EMPTY = {"STREAMFLOW_MAVEN_REPOSITORY": "http://127.0.0.1:1"}
 
@@ -37,7 +39,8 @@ def test_it_prints_its_address_and_ctrl_c_stops_it(broker: Process, port: int, t
     assert address == f"{HOST}:{port}"
     assert broker.wait_for("url").split()[1] == f"kafka://{address}"
     assert "answers with 1 node" in broker.wait_for("Ctrl-C", stream="stderr")
-    assert Probe(address).nodes() == [1]
+    probe = Probe(address)
+    asyncio.run(until(lambda: probe.nodes() == [1]))
     broker.send(signal.SIGINT)
     assert broker.wait() == 0, broker.said
     assert f"Stopped. The data is in {tmp_path}/streamflow-broker" in broker.said

@@ -85,7 +85,11 @@ def test_of_two_that_want_the_jars_one_fetches_them(empty_cache: Path, tmp_path:
     program = (
         "import sys; from streamflow.broker import jars\n"
         "jars._resolve = lambda _: sys.exit('it fetched, too')\n"
-        "print('asks', flush=True)\n"
+        "alone = jars.alone\n"
+        "def waits(path):\n"
+        "    print('asks', flush=True)  # it has found no jars, and the lock is held\n"
+        "    return alone(path)\n"
+        "jars.alone = waits\n"
         "jars.find_runtime(); print('found', flush=True)"
     )
     others: list[subprocess.Popen[str]] = []

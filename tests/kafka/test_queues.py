@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 import streamflow as sf
 from streamflow.cli.evidence import FINISHED, STARTED, Line, read_lines
 from streamflow.core.events import StepCompleted
 from tests.kafka.stage import RUN_SECONDS, Stage, staged, until
+
+pytestmark = pytest.mark.timeout(400)
 
 SPEC = "tests.kafka.queue_app:app"
 SECONDS = 1.0
