@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import time
@@ -30,6 +31,8 @@ RESTORED_MIN: Final = 50_000
 
 STARTS_PER_SECOND: Final = 400
 """How fast the runs that wait for a common moment are started at the least; the moment is set by it."""
+STARTS_LEAD_SECONDS: Final = 5.0
+"""What is added to that, lest one slow second of a busy machine (a start is many fsyncs) spoil the measurement."""
 
 
 async def latency(stand: Stand) -> Figures:
@@ -145,7 +148,7 @@ async def _ready_again(stand: Stand) -> float:
 async def timers(stand: Stand) -> Figures:
     """Many runs sleep until one common moment: how late they are, by the log's time and as the client sees it."""
     runs = stand.count(2000)
-    due_s = float(int(time.time() + 2 + runs / STARTS_PER_SECOND))
+    due_s = float(math.ceil(time.time() + STARTS_LEAD_SECONDS + runs / STARTS_PER_SECOND))
     due = datetime.fromtimestamp(due_s, UTC)
     recorded: list[float] = []
     seen: list[float] = []

@@ -30,15 +30,21 @@ class Ran(NamedTuple):
     stderr: str
 
 
+def unhinted(lines: list[str]) -> list[str]:
+    """What was said without the hint that an answer takes long: a busy machine may earn it at any command."""
+    return [line for line in lines if not line.startswith("No answer yet:")]
+
+
 def sf(shop: Shop, *args: str, code: int = 0, stdin: str = "", inside: bool = True) -> Ran:
-    """Run a command to its end, in this process or in one of its own, which takes longer."""
+    """Run a command to its end, in this process or in one of its own, which takes longer; without that hint."""
     if inside:
         result = CliRunner().invoke(cli, args, env=dict(shop.env), input=stdin, prog_name="streamflow")
         assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
-        ran, exit_code = Ran(result.stdout, result.stderr), result.exit_code
+        stdout, stderr, exit_code = result.stdout, result.stderr, result.exit_code
     else:
         process = driver.run(shop.folder, *args, env=shop.env, stdin=stdin)
-        ran, exit_code = Ran(process.stdout, process.stderr), process.returncode
+        stdout, stderr, exit_code = process.stdout, process.stderr, process.returncode
+    ran = Ran(stdout, "".join(unhinted(stderr.splitlines(keepends=True))))
     assert exit_code == code, f"{args}: exit code {exit_code}: {ran}"
     assert "\x1b" not in ran.stdout + ran.stderr
     assert "Traceback" not in ran.stderr or "-v" in args
@@ -224,7 +230,7 @@ def test_ctrl_c_is_quiet(served: Shop, id: str) -> None:
     follower.wait_for("running")
     follower.send(signal.SIGINT)
     assert follower.wait() == 130
-    assert follower.stderr == []
+    assert unhinted(follower.stderr) == []
 
 
 def test_a_reader_that_goes_away_is_quiet(served: Shop, id: str) -> None:
@@ -240,7 +246,7 @@ def test_a_reader_that_goes_away_is_quiet(served: Shop, id: str) -> None:
     assert reader.stdout is not None
     reader.stdout.close()
     _, said = reader.communicate(timeout=driver.DEADLINE_SECONDS)
-    assert said == ""
+    assert unhinted(said.splitlines()) == []
 
 
 def test_text_of_others_cannot_steer_the_terminal(served: Shop, id: str) -> None:

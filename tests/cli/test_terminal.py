@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import re
@@ -40,6 +41,7 @@ class Terminal:
         )
         os.close(slave)
         self.raw = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # a read may end in the middle of a character
 
     @property
     def text(self) -> str:
@@ -59,7 +61,7 @@ class Terminal:
             if not read:
                 assert text is None, f"ended without {text!r}: {self.text}"
                 return
-            self.raw += read.decode()
+            self.raw += self._decoder.decode(read)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -116,9 +118,13 @@ def test_a_run_on_a_terminal(served: Shop, id: str) -> None:
     assert '\n  "id": ' in draw(served, "status", id, "--json").text
 
 
-def test_waiting_for_a_start_is_live_and_leaves_the_result(served: Shop) -> None:
-    drawn = draw(served, "start", "patient", "1", "--wait")
-    assert "sleep until" in drawn.text and drawn.text.splitlines()[-1] == '"slept"'
+def test_waiting_for_a_start_is_live_and_leaves_the_result(served: Shop, id: str) -> None:
+    with terminal(served, "start", "fulfil", '"o-1"', "--id", id, "--wait") as live:
+        live.read_until("signal approved")
+        assert driver.run(served.folder, "signal", id, "approved", "7", env=served.env).returncode == 0
+        live.read_until(None)
+        assert live.process.wait(driver.DEADLINE_SECONDS) == 0
+    assert live.text.endswith('\n{\n  "payment": "paid 5 for o-1",\n  "note": 7\n}\n')
     failed = draw(served, "start", "broken", '"no stock"', "--wait", "-v", code=1)
     assert "Traceback" in failed.text and "ValueError: no stock" in failed.text.splitlines()[-1]
 

@@ -70,6 +70,14 @@ def alter(admin: AdminClient, topic: str, setting: str, value: str) -> None:
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
     for future in admin.incremental_alter_configs([resource]).values():
         future.result(10)
+    until(lambda: described(admin, topic, setting) == value)
+
+
+def described(admin: AdminClient, topic: str, setting: str) -> str | None:
+    """What a broker says the topic's setting is now."""
+    (found,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
+    entry: ConfigEntry = found.result(10)[setting]
+    return entry.value
 
 
 def repair(admin: AdminClient, line: str) -> None:

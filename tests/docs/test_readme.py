@@ -227,11 +227,13 @@ def test_the_files_that_it_names_exist():
 
 
 def test_a_new_users_workflow_survives_kill_9(folder: Path):
-    """The README's example and commands; its one step also notes that it ran."""
+    """The README's example and commands; its one step also notes that it ran, and it sleeps long enough for a kill."""
     source = (folder / "hello.py").read_text()
     noted = source.replace('    return f"Hello', '    open("ran", "a").write(f"{name}\\n")\n    return f"Hello')
     assert noted != source
-    (folder / "hello.py").write_text(noted)
+    asleep = noted.replace("asyncio.sleep(1)", "asyncio.sleep(5)")
+    assert asleep != noted
+    (folder / "hello.py").write_text(asleep)
     worker, start, watch = shell_lines("streamflow")[:3]
 
     async def kill_it_asleep(victim: driver.Process) -> None:
@@ -240,6 +242,7 @@ def test_a_new_users_workflow_survives_kill_9(folder: Path):
                 if any(waiting.startswith("sleep") for waiting in status.waiting_on):
                     victim.send(signal.SIGKILL)
                     return
+        raise AssertionError("the run ended before it was seen asleep: nothing was killed")
 
     async def steps() -> list[sf.StepView]:
         async with sf.connect(f"sqlite:///{folder}/hello.db", app="hello") as client:

@@ -8,8 +8,9 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,14 +35,29 @@ def wal_commits(path: Path) -> int:
     return sum(wal[frame + 4 : frame + 8] != bytes(4) for frame in frames)
 
 
+def telling(begun: threading.Event, function: Callable[..., None]) -> Callable[..., None]:
+    """The function, which says that it has been called."""
+
+    def tell(*args: object) -> None:
+        begun.set()
+        function(*args)
+
+    return tell
+
+
 @on_loop
-async def test_what_waits_together_is_one_transaction_over_all_partitions_and_topics(tmp_path: Path) -> None:
+async def test_what_waits_together_is_one_transaction_over_all_partitions_and_topics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "log.db"
     place = Place(sqlite_url(path))
     log = await place.open()
     with inspecting(path) as db:
         db.execute("BEGIN IMMEDIATE")  # all that follows queues up behind this
+        writing = threading.Event()
+        monkeypatch.setattr(log._writer, "_write", telling(writing, log._writer._write))  # type: ignore[attr-defined]
         blocked = log.append(0, 0, [(b"k", b"first")])
+        assert await asyncio.to_thread(writing.wait, 30), "the thread has taken it, alone: nothing more was queued"
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(blocked), 0.05)
         waiting: list[asyncio.Future[int]] = [

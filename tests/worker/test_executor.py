@@ -86,8 +86,16 @@ def test_a_process_killed_while_idle_costs_no_attempt():
 def test_a_process_that_outlives_its_timeout_is_killed_and_frees_its_place():
     async def test():
         async with bench(max_parallel_steps=1) as it:
-            outcome = await it.of(steps.hang, timeout=0.05)
+            # A process that is there already: the step runs in it, where a new one would be starting for longer.
+            first = await it.of(steps.who)
+            pool: Any = it.executor.processes._idle[0]
+            (pid,), reaper = pool._processes, pool._executor_manager_thread
+            assert isinstance(first, StepCompleted) and first.result.startswith(b"[%d," % pid)
+            outcome = await it.of(steps.hang, timeout=0.5)
             assert error_of(outcome).type == "TimeoutError"
+            await asyncio.to_thread(reaper.join, 20)
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
             assert isinstance(await it.of(steps.add, 1, 1), StepCompleted)
 
     run(test())
@@ -249,18 +257,21 @@ def test_a_timeout_ends_an_attempt_whose_code_ignores_cancellation():
 
 
 def test_a_timeout_ends_an_attempt_that_blocks_in_a_thread_and_the_thread_is_told():
-    released = threading.Event()
+    begun, released, done = threading.Event(), threading.Event(), threading.Event()
     seen: list[bool] = []
-    done = threading.Event()
 
     def blocks() -> None:
+        begun.set()
         released.wait()
         seen.append(step_info().cancelled)
         done.set()
 
     async def test():
         async with bench(max_parallel_steps=1) as it:
-            assert error_of(await it.of(a_step(blocks), timeout=0.01)).type == "TimeoutError"
+            number = it.start(a_step(blocks), timeout=0.01)
+            await asyncio.sleep(0)
+            assert begun.wait(20)  # blocks the loop: no timer fires before the thread is in the step
+            assert error_of(await it.outcome(number)).type == "TimeoutError"
             # Its thread is stuck, which costs the next step nothing.
             assert isinstance(await it.of(a_step(lambda: 1, name="next")), StepCompleted)
             released.set()
