@@ -48,6 +48,8 @@ COORDINATOR_SECONDS: Final = 2.0
 """How long the group's coordinator may be silent before we look whether it refuses us."""
 LEAVE_SECONDS: Final = 5.0
 REJOIN_SECONDS: Final = 1.0
+SOON_MAX: Final = 2
+"""Put out so many times in a row within a session of joining, a member has a twin that uses the same static id."""
 NO_NEWS_SECONDS: Final = 12.0
 """A member that has lost all that it had, and hears nothing more for so long, joins anew: librdkafka does not always
 say that the coordinator has fenced it. Twice the session, in which the group would have given it its share."""
@@ -229,15 +231,18 @@ class KafkaMembership:
             self._consumer = self._join()
             self._check_note()
             self._on_loop(_succeed, self._joined, None)
+            joined_at, soon = time.monotonic(), 0
             while not self._leaving.is_set():
                 if self._poll():
                     self._answer()
                     continue
-                self._consumer.close()
-                self._doubt_commits()
+                self._close()
+                soon = soon + 1 if time.monotonic() - joined_at < SESSION_SECONDS else 0
+                if soon == SOON_MAX:
+                    self._give_up_place()
                 if self._leaving.wait(REJOIN_SECONDS):
                     return  # it has left: what is closed cannot be left again
-                self._consumer = self._join()
+                self._consumer, joined_at = self._join(), time.monotonic()
             self._leave()
         except StreamflowError as error:
             self._end(error)
@@ -253,6 +258,29 @@ class KafkaMembership:
                 partition, wondering = self._wondered.get()
                 self._on_loop(_fail, wondering, self._out(partition))
             self._on_loop(_succeed, self._left, None)
+
+    def _close(self) -> None:
+        """Be no member for now. An assignment that waits is told while the consumer closes, and counts no more."""
+        self._consumer.close()
+        self._doubt_commits()
+        self._held.clear()
+        self._on_loop(self._update, frozenset(), set(), None)
+
+    def _give_up_place(self) -> None:
+        """Two with one static id would put each other out for ever."""
+        if self._instance is None:
+            return
+        log_.warning(
+            "%s: member %s of %s was put out as soon as it had joined, %d times: another process joins as %r, too, as "
+            "with a copy of the same state directory. This one goes on without that place: after a crash its "
+            "partitions wait for the end of its session. Give each process a state directory of its own",
+            self._url.url,
+            self.owner,
+            self._group.name,
+            SOON_MAX,
+            self._instance,
+        )
+        self._instance = None
 
     def _end(self, error: StreamflowError) -> None:
         """This member is none any more, or never was one."""
@@ -381,8 +409,6 @@ class KafkaMembership:
         # Another process has taken this static id: a second worker on the same state directory, or one that was
         # stopped for so long that its successor is at work.
         log_.warning("%s: member %s of %s was put out: %s", self._url.url, self.owner, self._group.name, error.str())
-        self._held.clear()
-        self._on_loop(self._update, frozenset(), set(), None)
         return False
 
     def _hears_nothing(self) -> bool:
@@ -414,7 +440,10 @@ class KafkaMembership:
             while self._held and time.monotonic() < deadline:
                 self._consumer.poll(POLL_SECONDS)
             self._consumer.poll(POLL_SECONDS)
-        except KafkaException as error:  # put out on its way: there is nothing left to leave
+        except KafkaException as error:
+            if not _is_final(error.args[0]):
+                raise
+            # Put out on its way: there is nothing left to leave.
             log_.info(
                 "%s: member %s of %s was out before it left: %s", self._url.url, self.owner, self._group.name, error
             )

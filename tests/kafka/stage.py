@@ -74,21 +74,29 @@ class Stage:
 
     async def until_each_owns(self) -> dict[int, list[str]]:
         """Until every worker that lives owns a partition: whoever is then killed takes some along. `History.owners`."""
+
+        def each_owns(owners: dict[int, list[str]]) -> bool:
+            living = [worker for worker in self.workers.all if worker.is_alive]
+            return all(any(is_owned_by(worker, claims[-1]) for claims in owners.values()) for worker in living)
+
+        return await self._until_owners(each_owns)
+
+    async def until_claimed(self, times: dict[int, int]) -> None:
+        """Until these partitions have been claimed so many times."""
+        await self._until_owners(lambda owners: all(len(owners[each]) >= count for each, count in times.items()))
+
+    async def _until_owners(self, hold: Callable[[dict[int, list[str]]], bool]) -> dict[int, list[str]]:
         owners: dict[int, list[str]] = {}
 
-        async def each_owns() -> bool:
+        async def read_and_see() -> bool:
             self.workers.check()
             history, _ = await read_history(log)
             owners.update(history.owners())
-            return all(
-                any(is_owned_by(worker, claims[-1]) for claims in owners.values())
-                for worker in self.workers.all
-                if worker.is_alive
-            )
+            return hold(owners)
 
         log = await open_log(self.url, app=self.app)
         try:
-            await until_async(each_owns)
+            await until_async(read_and_see)
         finally:
             await log.close()
         return owners

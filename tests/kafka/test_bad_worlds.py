@@ -308,8 +308,10 @@ def test_a_broker_that_stands_still_keeps_nobody_from_the_topics(kafka_cluster: 
         try:
             assert await asyncio.gather(*(Topics(url, app).open(create=True) for _ in range(8))) == [made] * 8
         finally:
-            await asyncio.to_thread(kafka_cluster.wait, [1, 2])
-            kafka_cluster.node(3).resume()
+            try:
+                await asyncio.to_thread(kafka_cluster.wait, [1, 2])
+            finally:
+                kafka_cluster.node(3).resume()
             await asyncio.to_thread(kafka_cluster.wait)
 
     asyncio.run(main())
