@@ -25,6 +25,7 @@ from streamflow.sim.world import Process, World
 SESSION_SECONDS: Final = 6.0
 HAND_OVER_SECONDS: Final = 8.0
 GROUP_TICK_SECONDS: Final = 0.5
+TWO_BELIEVE: Final = "two members believe that they own it"
 EXPIRE_SECONDS: Final = 2.0
 """How much later than the group a member may see that its session is over."""
 QUIET_SECONDS: Final = 30.0
@@ -227,7 +228,7 @@ class Group:
         self.believers = {name: other for name, other in self.believers.items()
                           if other.believed and other.process.is_alive}  # fmt: skip
         if any(other is not member and other.believed & partitions for other in self.believers.values()):
-            self.cluster.mark("two members believe that they own it")
+            self.cluster.mark(TWO_BELIEVE)
         self.believers[member.name] = member
 
     def tick(self) -> None:
