@@ -41,7 +41,7 @@ from tests.e2e.soak_app import (
 )
 from tests.e2e.soak_driver import ENOUGH, JOURNAL
 from tests.e2e.soak_faults import CLIENT, STEP_WORKER, STEP_WORKERS, WORKER, WORKERS, Fleet, now_ms, plan
-from tests.e2e.soak_recorder import Recorder
+from tests.e2e.soak_recorder import RECORDED, Recorder
 
 PARTITIONS: Final = 6
 MINUTES_MIN: Final = 2.0
@@ -128,7 +128,8 @@ class Soak:
     async def hurt(self, fleet: Fleet) -> None:
         """Everything up, faults, everything up again, the last runs."""
         await (await open_log(fleet.url, app=self.app)).close()  # makes the topics
-        self.recorder = Recorder(bootstrap_of(fleet.url), f"{self.app}.history", PARTITIONS)
+        progress = self.folder / RECORDED
+        self.recorder = Recorder(bootstrap_of(fleet.url), f"{self.app}.history", PARTITIONS, progress)
         self.recorder.start()
         for group, count in ((WORKER, WORKERS), (STEP_WORKER, STEP_WORKERS), (CLIENT, 1)):
             for _ in range(count):

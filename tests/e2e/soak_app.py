@@ -27,6 +27,8 @@ APP_VARIABLE: Final = "STREAMFLOW_SOAK_APP"
 """The environment variable with the app's name: each soak has topics of its own."""
 EFFECTS_VARIABLE: Final = "STREAMFLOW_SOAK_EFFECTS"
 """The environment variable with the folder of the effects files; without it nothing is written."""
+PROGRESS_VARIABLE: Final = "STREAMFLOW_SOAK_PROGRESS"
+"""The environment variable with the file in which the recorder says how far it is."""
 
 QUEUE: Final = "soak"
 FOREVER: Final = 3_600.0

@@ -25,7 +25,8 @@ from streamflow.broker.node import Node
 from streamflow.broker.settings import is_free
 from streamflow.cli.worker_process import WorkerProcess
 from streamflow.errors import Unavailable
-from tests.e2e.soak_app import APP_VARIABLE, EFFECTS_VARIABLE, QUEUE
+from tests.e2e.soak_app import APP_VARIABLE, EFFECTS_VARIABLE, PROGRESS_VARIABLE, QUEUE
+from tests.e2e.soak_recorder import RECORDED
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FAULTS: Final = "faults.jsonl"
@@ -160,7 +161,12 @@ class Fleet:
                 more += ["--state-dir", str(self.state_of(slot))]
                 command = ["-m", "tests.e2e.soak_worker", "worker", "tests.e2e.soak_app:app", "--url", self.url, *more]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        variables = {APP_VARIABLE: self.app, EFFECTS_VARIABLE: str(self.folder / "effects"), "PYTHONPATH": path}
+        variables = {
+            APP_VARIABLE: self.app,
+            EFFECTS_VARIABLE: str(self.folder / "effects"),
+            PROGRESS_VARIABLE: str(self.folder / RECORDED),
+            "PYTHONPATH": path,
+        }
         output = self.folder / f"{slot.name}.log"
         slot.said_from = output.stat().st_size if output.exists() else 0
         slot.process = WorkerProcess([sys.executable, *command], output, variables)

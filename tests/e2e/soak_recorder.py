@@ -1,29 +1,49 @@
-"""A reader that follows the history from its first record on, so that what is trimmed meanwhile can still be judged."""
+"""A reader that follows the history from its first record on, so that what is trimmed meanwhile can still be judged.
+
+A worker that gets its partition back trims at once what it was about to trim before, down to records that are
+milliseconds old, and no reader is that fast. So the recorder tells a file how far it is, and soak_worker.py trims no
+further: one waits for the other, and nothing depends on who is faster.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
-import time
+from pathlib import Path
 from typing import Any, Final
 
 from tests.e2e.checker_topics import NOBODY, Record, decode
 
+RECORDED: Final = "recorded.json"
+"""In the folder of a soak: the next offset of each partition."""
 POLL_SECONDS: Final = 0.2
+MESSAGES_MAX: Final = 500
+"""Taken at once, when there are as many."""
 LOOK_SECONDS: Final = 10.0
 """How long one question to the brokers may take."""
 FINISH_SECONDS: Final = 60.0
 """How long the rest may take once everything else is over."""
 
 
-class Recorder:
-    """Follows one topic in a thread, from the time that it is empty. It must be faster than whoever trims."""
+def has_recorded(progress: Path, partition: int, before: int) -> bool:
+    """Whether the recorder that tells this file has all records of the partition below that offset."""
+    try:
+        return int(json.loads(progress.read_text())[str(partition)]) >= before
+    except FileNotFoundError:
+        return False
 
-    def __init__(self, bootstrap: str, topic: str, partitions: int) -> None:
+
+class Recorder:
+    """Follows one topic in a thread, from the time that it is empty, and tells the file `progress` how far it is."""
+
+    def __init__(self, bootstrap: str, topic: str, partitions: int, progress: Path) -> None:
         self._bootstrap = bootstrap
         self._topic = topic
+        self._progress = progress
         self._partitions = range(partitions)
         self._raw: list[tuple[int, int, int, bytes, bytes | None]] = []
         self._next = dict.fromkeys(self._partitions, 0)
+        self._told: dict[str, int] = {}
         self._failure: str | None = None
         self._ends: dict[int, int] | None = None
         self._thread = threading.Thread(target=self._follow, name=f"record-{topic}", daemon=True)
@@ -75,14 +95,22 @@ class Recorder:
         try:
             consumer.assign([TopicPartition(self._topic, partition, 0) for partition in self._partitions])
             while self._failure is None and not self._is_done():
-                message = consumer.poll(POLL_SECONDS)
-                if message is not None:
+                for message in consumer.consume(MESSAGES_MAX, POLL_SECONDS):
                     self._take(message)
+                self._tell()
         finally:
             consumer.close()
 
     def _is_done(self) -> bool:
         return self._ends is not None and all(self._next[each] >= end for each, end in self._ends.items())
+
+    def _tell(self) -> None:
+        following = {str(partition): offset for partition, offset in self._next.items()}
+        if following != self._told:
+            beside = self._progress.with_suffix(".new")
+            beside.write_text(json.dumps(following))
+            beside.replace(self._progress)  # whoever reads finds the whole of one or of the other
+            self._told = following
 
     def _take(self, message: Any) -> None:
         from confluent_kafka import KafkaError
@@ -91,9 +119,7 @@ class Recorder:
         if error is not None:
             if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 self._failure = f"partition {partition} at {self._next.get(partition)}: {error}"
-            elif not error.retriable() and error.code() >= 0:
-                time.sleep(POLL_SECONDS)  # tidy: a broker that is hurt says so at once, again and again
-            return
+            return  # anything else: a broker that is hurt, or a leader that is looked for
         offset = message.offset()
         if offset != self._next[partition]:
             self._failure = f"partition {partition}: expected offset {self._next[partition]}, found {offset}"
