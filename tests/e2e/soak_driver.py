@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import random
 import time
@@ -219,6 +220,8 @@ async def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--life", type=int, required=True)
     args = parser.parse_args()
+    # As workers have it: the checker reads these lines.
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     async def connected() -> sf.Client:
         return await stack.enter_async_context(sf.connect(args.url, app=args.app))

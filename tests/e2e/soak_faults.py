@@ -41,8 +41,12 @@ AT_ONCE_MAX: Final = 3
 PAUSE_SECONDS: Final = 0.1
 NODE_SECONDS: Final = 90.0
 """How long a node that was started may take until the cluster counts it in, on a busy machine."""
-START_SECONDS: Final = 40.0
-"""How long a worker that starts looks for the brokers before it gives up."""
+START_SECONDS: Final = 75.0
+"""How long a worker that starts may look for the brokers before it gives up: each of its first questions is patient."""
+GAVE_UP: Final = ("cannot be reached", "answered with an error")
+"""What a worker says that could not reach the brokers when it started."""
+STOP_SECONDS: Final = 30.0
+"""How long a process may take to stop when all is well, on a busy machine."""
 IN_SYNC_SECONDS: Final = 60.0
 """How long its replicas may take to catch up before the next fault of a broker comes all the same."""
 
@@ -182,16 +186,16 @@ class Fleet:
                 continue
             said = process.output.read_bytes()[slot.said_from :].decode(errors="replace")
             is_away = self.broker_hurt or time.monotonic() < self.healed_at + START_SECONDS
-            if is_away and "Serving app" not in said and "cannot be reached" in said:
+            if is_away and "Serving app" not in said and any(words in said for words in GAVE_UP):
                 self.gave_up += 1
             else:
-                self.deaths.append(f"{slot.name}, process {process.pid}: {process.last_words(3)}")
+                self.deaths.append(f"{slot.name}, process {process.pid}, ended by itself: {process.last_words(3)}")
                 self.say(f"{slot.name} ended by itself")
             self.start(slot)
         if self.cluster is not None and not self.broker_hurt:
             for node in self.cluster.nodes:
                 if not node.is_running:
-                    self.deaths.append(f"broker {node.number}: {node.last_words()}")
+                    self.deaths.append(f"broker {node.number} ended by itself: {node.last_words()}")
                     node.start()
 
     def is_done(self) -> bool:
@@ -353,10 +357,19 @@ class Fleet:
             await asyncio.sleep(PAUSE_SECONDS)  # tidy: another process makes it true
         return False
 
+    async def settle(self, seconds: float) -> None:
+        """Let everybody go on for so long, undisturbed."""
+        await self._wait(seconds, math.inf)
+
     async def stop(self) -> None:
-        """Stop all processes but the brokers, in order."""
-        running = [slot.process for slot in self.slots if slot.process is not None and slot.process.is_alive]
-        await asyncio.gather(*(process.stop() for process in running))
+        """Stop all processes but the brokers, in order; whoever does not end as it should is among the deaths."""
+        running = [slot for slot in self.slots if slot.process is not None and slot.process.is_alive]
+        codes = await asyncio.gather(*(slot.process.stop(STOP_SECONDS) for slot in running if slot.process))
+        for slot, code in zip(running, codes, strict=True):
+            if code != 0:
+                assert slot.process is not None
+                words = slot.process.last_words(3)
+                self.deaths.append(f"{slot.name}, told to stop, ended with exit code {code}: {words}")
 
     def kill(self) -> None:
         """Whatever happened, leave nobody behind."""

@@ -90,13 +90,15 @@ class Recorder:
             "auto.offset.reset": "error",
             "check.crcs": True,
             "reconnect.backoff.max.ms": 500,
+            "topic.metadata.refresh.interval.ms": 5000,  # a broker that has just started may say that there is no topic
             "log_level": 0,
         })  # fmt: skip
         try:
             consumer.assign([TopicPartition(self._topic, partition, 0) for partition in self._partitions])
             while self._failure is None and not self._is_done():
                 for message in consumer.consume(MESSAGES_MAX, POLL_SECONDS):
-                    self._take(message)
+                    if self._failure is None:  # the first one tells the cause
+                        self._take(message)
                 self._tell()
         finally:
             consumer.close()
