@@ -17,7 +17,7 @@ from tests.e2e.checker_topics import Reading, Record, Topics, Value
 
 CLOCK_MS: Final = 2
 """By so much two looks at one machine's clock may disagree."""
-BEGUN_MS: Final = 150
+BEGUN_MS: Final = 100
 """By so much the first line of a step's code may come behind its begin, on a busy machine."""
 RESENT_MS: Final = 4_000
 """A client sends again what is not answered after 5 s: a record that is in the log sooner is the first one."""

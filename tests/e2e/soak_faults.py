@@ -41,8 +41,8 @@ AT_ONCE_MAX: Final = 3
 PAUSE_SECONDS: Final = 0.1
 NODE_SECONDS: Final = 90.0
 """How long a node that was started may take until the cluster counts it in, on a busy machine."""
-START_SECONDS: Final = 75.0
-"""How long a worker that starts may look for the brokers before it gives up: each of its first questions is patient."""
+START_SECONDS: Final = 40.0
+"""How long a worker that starts looks for the brokers before it gives up."""
 GAVE_UP: Final = ("cannot be reached", "answered with an error")
 """What a worker says that could not reach the brokers when it started."""
 STOP_SECONDS: Final = 30.0
@@ -363,13 +363,12 @@ class Fleet:
 
     async def stop(self) -> None:
         """Stop all processes but the brokers, in order; whoever does not end as it should is among the deaths."""
-        running = [slot for slot in self.slots if slot.process is not None and slot.process.is_alive]
-        codes = await asyncio.gather(*(slot.process.stop(STOP_SECONDS) for slot in running if slot.process))
-        for slot, code in zip(running, codes, strict=True):
+        running = [slot.process for slot in self.slots if slot.process is not None and slot.process.is_alive]
+        codes = await asyncio.gather(*(process.stop(STOP_SECONDS) for process in running))
+        for process, code in zip(running, codes, strict=True):
             if code != 0:
-                assert slot.process is not None
-                words = slot.process.last_words(3)
-                self.deaths.append(f"{slot.name}, told to stop, ended with exit code {code}: {words}")
+                what = f"{process.output.stem}, told to stop, ended with exit code {code}"
+                self.deaths.append(f"{what}: {process.last_words(3)}")
 
     def kill(self) -> None:
         """Whatever happened, leave nobody behind."""
